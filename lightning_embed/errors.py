@@ -1,0 +1,17 @@
+"""The errors that this package raises. All derive from `EmbeddingError`."""
+
+
+class EmbeddingError(Exception):
+    """Base of every error raised by lightning-embed."""
+
+
+class InputError(EmbeddingError, ValueError):
+    """An argument, the data or the model cannot be used; the message names it and the remedy."""
+
+
+class ReplayError(EmbeddingError, RuntimeError):
+    """A recorded tape could not be replayed on the model as it is now."""
+
+
+class CheckpointError(EmbeddingError, RuntimeError):
+    """A state dict and a model do not belong together, or its architecture key is damaged."""

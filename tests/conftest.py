@@ -1,0 +1,7 @@
+"""Settings shared by all tests."""
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci")
+torch.set_num_threads(2)

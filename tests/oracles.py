@@ -1,1 +1,41 @@
 """Slow, obvious versions of what the package computes fast."""
+
+import torch
+
+# Operators: a hidden layer is (w_in, b_in, w_out, b_out), as in lightning_embed.operators.
+
+
+def layer_output(x, w_in, b_in, w_out, b_out, activation, *, skip=False):
+    """W_out φ(W_in x + b_in) + b_out, neuron after neuron; with `skip`, φ(z) + x in place of φ(z)."""
+    total = torch.zeros(len(x), w_out.shape[0], dtype=x.dtype)
+    for j in range(w_in.shape[0]):
+        pre = sum(w_in[j, k] * x[:, k] for k in range(x.shape[1]))
+        if b_in is not None:
+            pre = pre + b_in[j]
+        feature = activation(pre) + (x[:, j] if skip else 0)
+        for i in range(w_out.shape[0]):
+            total[:, i] += w_out[i, j] * feature
+    return total if b_out is None else total + b_out
+
+
+def one_step_splitting(w_in, b_in, w_out, s, alpha):
+    """(T + α V)(θ), term by term as 001, Def. 4.4 prints it; s counts from 0."""
+    fan_out = w_out.shape[0]
+    t_in = torch.cat([w_in, w_in[s : s + 1]])
+    t_bias = torch.cat([b_in, b_in[s : s + 1]])
+    t_out = torch.cat([w_out, torch.zeros(fan_out, 1, dtype=w_out.dtype)], dim=1)
+    v_out = torch.zeros_like(t_out)
+    v_out[:, s], v_out[:, -1] = -w_out[:, s], w_out[:, s]
+    return t_in, t_bias, t_out + alpha * v_out
+
+
+def merged_affine(w1, b1, w2, b2, slope, intercept, *, skip=False):
+    """The affine map h -> W2 (λ (W1 h + b1) + μ (+ h)) + b2, read off at zero and at the unit vectors."""
+
+    def run(h):
+        post = slope * (w1 @ h + (0 if b1 is None else b1)) + intercept + (h if skip else 0)
+        return w2 @ post + (0 if b2 is None else b2)
+
+    zero = torch.zeros(w1.shape[1], dtype=w1.dtype)
+    units = torch.eye(w1.shape[1], dtype=w1.dtype)
+    return torch.stack([run(unit) - run(zero) for unit in units], dim=1), run(zero)

@@ -81,12 +81,12 @@ def same_device(**tensors: Tensor | None) -> None:
     """Check that tensors can be multiplied with each other.
 
     Args:
-        **tensors: The tensors by the names of the arguments; None is left out.
+        **tensors: The tensors by the names of the arguments; what is none is left to the other checks.
 
     Raises:
         InputError: If two of them are on different devices.
     """
-    places = {name: str(value.device) for name, value in tensors.items() if value is not None}
+    places = {name: str(value.device) for name, value in tensors.items() if isinstance(value, Tensor)}
     if len(set(places.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in places.items())
         raise InputError(f"all tensors must be on one device, but {listed}; move them with .to(device)")

@@ -83,7 +83,9 @@ def lift_layer(
     else:
         base, base_bias = identity, data.new_zeros(fan_in)
     reached = data @ base.T + base_bias
-    zeta, start, centre = _scale_into(segment, float(reached.max() - reached.min()))
+    # Data that hardly vary beside their size keep a distance from the segment's ends that outweighs rounding.
+    extent = max(float(reached.max() - reached.min()), float(reached.abs().max()) / 100) or 1.0
+    zeta, start, centre = _scale_into(segment, extent)
 
     w1 = data.new_zeros(width, fan_in)
     b1 = data.new_full((width,), centre)
@@ -131,19 +133,18 @@ def _inserted_width(width: int | None, fan_in: int, fan_out: int, *, skip: bool)
     return width
 
 
-def _scale_into(segment: tuple[float, float], spread: float) -> tuple[float, float, float]:
-    """Give ζ, the place of the smallest value, and the middle of the place where the data go."""
+def _scale_into(segment: tuple[float, float], extent: float) -> tuple[float, float, float]:
+    """Give ζ, and the lower end and the middle of where it puts data of that extent in the segment."""
     low, high = segment
-    margin = spread / 2 if spread > 0 else 1.0
-    if math.isinf(low) and math.isinf(high):
-        return 1.0, -spread / 2, 0.0
-    if math.isinf(high):
-        return 1.0, low + margin, low + margin + spread / 2
-    if math.isinf(low):
-        return 1.0, high - margin - spread, high - margin - spread / 2
-    zeta = 1.0 if spread == 0 else min(1.0, (high - low) / 2 / spread)
-    centre = low / 2 + high / 2
-    return zeta, centre - zeta * spread / 2, centre
+    if math.isfinite(low) and math.isfinite(high):
+        zeta, centre = min(1.0, (high - low) / 2 / extent), low / 2 + high / 2
+    elif math.isfinite(low):
+        zeta, centre = 1.0, low + extent
+    elif math.isfinite(high):
+        zeta, centre = 1.0, high - extent
+    else:
+        zeta, centre = 1.0, 0.0
+    return zeta, centre - zeta * extent / 2, centre
 
 
 def merge_layers(

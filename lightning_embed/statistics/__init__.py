@@ -1,1 +1,50 @@
-"""statistics."""
+"""Pure measures of pre, post and weights; they change nothing. Undefined is NaN."""
+
+from lightning_embed.statistics.affine import AffineFit, affine_fit, affine_fit_of_moments, tangent_fit
+from lightning_embed.statistics.condensation import (
+    amplitudes,
+    augmented_weights,
+    cosine_groups,
+    cosine_similarity,
+    representatives,
+    width_cosine,
+)
+from lightning_embed.statistics.gradients import gradient_l1, gradient_norms, named_gradients
+from lightning_embed.statistics.linearization import (
+    MinimalPearsonCorrelation,
+    minimal_pearson_correlation,
+    mpc_of_moments,
+    pearson_correlation,
+    pearson_of_moments,
+)
+from lightning_embed.statistics.moments import Moments, PrecisionWarning, merge_moments, update_moments
+from lightning_embed.statistics.span import Span, refit, span_order, width_span
+
+__all__ = [
+    "AffineFit",
+    "MinimalPearsonCorrelation",
+    "Moments",
+    "PrecisionWarning",
+    "Span",
+    "affine_fit",
+    "affine_fit_of_moments",
+    "amplitudes",
+    "augmented_weights",
+    "cosine_groups",
+    "cosine_similarity",
+    "gradient_l1",
+    "gradient_norms",
+    "merge_moments",
+    "minimal_pearson_correlation",
+    "mpc_of_moments",
+    "named_gradients",
+    "pearson_correlation",
+    "pearson_of_moments",
+    "refit",
+    "representatives",
+    "span_order",
+    "tangent_fit",
+    "update_moments",
+    "width_cosine",
+    "width_span",
+]

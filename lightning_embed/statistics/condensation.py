@@ -1,0 +1,194 @@
+"""Condensation: neurons whose input weights point in one direction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from torch import Tensor
+
+from lightning_embed.errors import InputError
+
+# Linkage keeps all pairs in double precision: 0.3 GB and some seconds at this width, growing quadratically.
+MAX_NEURONS = 8192
+
+
+def augmented_weights(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Input weights of every neuron with its bias as the last entry, [w, b].
+
+    Args:
+        weight: weight of the Linear that feeds the layer, shape (neurons, fan_in).
+        bias: its bias, shape (neurons,), or None.
+
+    Returns:
+        A detached tensor of shape (neurons, fan_in + 1), or (neurons, fan_in) without a bias.
+
+    Raises:
+        InputError: the shapes do not fit.
+
+    >>> augmented_weights(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]))
+    tensor([[1., 2., 3.]])
+    """
+    if weight.ndim != 2:
+        raise InputError(f"`weight` has shape {tuple(weight.shape)}, expected (neurons, fan_in).")
+    if bias is None:
+        return weight.detach().clone()
+    if bias.shape != weight.shape[:1]:
+        raise InputError(f"`bias` has shape {tuple(bias.shape)}, expected ({weight.shape[0]},).")
+    return torch.cat([weight.detach(), bias.detach()[:, None]], dim=1)
+
+
+def cosine_similarity(vectors: Tensor) -> Tensor:
+    r"""Cosine of the angle between every two rows.
+
+    $c_{ij} = \langle v_i, v_j\rangle / (\|v_i\| \|v_j\|)$, with the augmented input weights as rows the
+    orientation similarity of 004, Fig. 5 (b). It does not change when a row is scaled by a positive number.
+
+    Args:
+        vectors: shape (neurons, entries), any floating dtype.
+
+    Returns:
+        Symmetric matrix (neurons, neurons) in [-1, 1], float64 for float64 rows, else float32. Rows and
+        columns of zero or non-finite vectors are NaN: they have no direction.
+
+    Raises:
+        InputError: not a floating matrix.
+
+    >>> cosine_similarity(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]))
+    tensor([[ 1., -1., nan],
+            [-1.,  1., nan],
+            [nan, nan, nan]])
+    """
+    if vectors.ndim != 2 or not vectors.is_floating_point():
+        raise InputError(
+            f"`vectors` is {vectors.dtype} of shape {tuple(vectors.shape)}, "
+            "expected a floating (neurons, entries)."
+        )
+    rows: Tensor = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    # First to unit maximum: squares of very small weights would vanish.
+    rows = rows / rows.abs().amax(dim=1, keepdim=True)
+    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows @ rows.T).clamp(-1.0, 1.0)
+
+
+def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) -> list[list[int]]:
+    r"""Group neurons whose vectors all point in one direction.
+
+    Complete linkage on $1 - c_{ij}$ cut at $1 -$ threshold: every two members of a group have
+    $c_{ij} \ge$ threshold, so no chain of small angles joins distant directions. Groups of neurons with
+    similar orientation are what a neuron-splitting embedding leaves (004, Sec. 5 and Fig. 5). The grouping
+    does not change when a row is scaled by a positive number (with `absolute`, by any but 0).
+
+    Args:
+        vectors: augmented input weights, shape (neurons, entries).
+        threshold: smallest similarity within a group, in [0, 1]. At 1, rounding decides.
+        absolute: compare $|c_{ij}|$ instead, for odd activations, whose neurons -v and v are one feature.
+
+    Returns:
+        Lists of neuron numbers, each ascending, ordered by their smallest member; together they hold every
+        neuron once. A zero or non-finite vector has no direction and is alone.
+
+    Raises:
+        InputError: the threshold is outside [0, 1], not a floating matrix, or more than 8192 neurons.
+
+    >>> cosine_groups(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [-1.0, 0.0]]), 0.9)
+    [[0, 2], [1], [3]]
+    >>> cosine_groups(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [-1.0, 0.0]]), 0.9, absolute=True)
+    [[0, 2, 3], [1]]
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise InputError(f"`threshold` is {threshold}; a similarity between 0 and 1 is needed.")
+    neurons = vectors.shape[0]
+    if neurons > MAX_NEURONS:
+        raise InputError(
+            f"`vectors` has {neurons} neurons; grouping compares all pairs and takes at most {MAX_NEURONS}. "
+            "Use the span criterion for wider layers."
+        )
+    similarity = cosine_similarity(vectors).double().cpu().numpy()
+    if absolute:
+        similarity = np.abs(similarity)
+    directed = np.flatnonzero(np.isfinite(np.diagonal(similarity)))
+    labels = -np.arange(neurons)  # those without a direction keep a label of their own
+    if len(directed) == 1:
+        labels[directed] = 1
+    elif len(directed) > 1:
+        upper = np.triu_indices(len(directed), k=1)
+        distances = 1.0 - similarity[np.ix_(directed, directed)][upper]
+        labels[directed] = fcluster(linkage(distances, "complete"), 1.0 - threshold, "distance")
+    groups: dict[int, list[int]] = {}
+    for neuron, label in enumerate(labels.tolist()):
+        groups.setdefault(label, []).append(neuron)
+    return list(groups.values())
+
+
+def width_cosine(vectors: Tensor, threshold: float, *, absolute: bool = False) -> int:
+    """Number of neurons that the cosine criterion would keep: one of each group of `cosine_groups`.
+
+    Args:
+        vectors: augmented input weights, shape (neurons, entries).
+        threshold: smallest similarity within a group, in [0, 1].
+        absolute: compare absolute values, for odd activations.
+
+    Returns:
+        The number of groups; neurons without a direction count one each.
+
+    Raises:
+        InputError: as `cosine_groups`.
+
+    >>> width_cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 0.9)
+    2
+    """
+    return len(cosine_groups(vectors, threshold, absolute=absolute))
+
+
+def amplitudes(w_in_augmented: Tensor, w_out: Tensor) -> Tensor:
+    r"""Amplitude of every neuron: norm of its input weights times norm of its output weights.
+
+    $\|[w_j, b_j]\|_2 \, \|a_j\|_2$ (the amplitude of 004, Fig. 5). For a positively homogeneous activation
+    it does not change when $[w_j, b_j]$ is scaled by β > 0 and $a_j$ by 1/β.
+
+    Args:
+        w_in_augmented: shape (neurons, fan_in + 1), see `augmented_weights`.
+        w_out: weights of the consumers, stacked, shape (outputs, neurons).
+
+    Returns:
+        Shape (neurons,), at least float32.
+
+    Raises:
+        InputError: the numbers of neurons differ.
+
+    >>> amplitudes(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0]]))
+    tensor([10.])
+    """
+    if w_in_augmented.ndim != 2 or w_out.ndim != 2 or w_in_augmented.shape[0] != w_out.shape[1]:
+        raise InputError(
+            f"`w_in_augmented` {tuple(w_in_augmented.shape)} and `w_out` {tuple(w_out.shape)} do not fit; "
+            "expected (neurons, fan_in + 1) and (outputs, neurons)."
+        )
+    dtype = torch.promote_types(w_in_augmented.dtype, torch.float32)
+    norm_in: Tensor = torch.linalg.vector_norm(w_in_augmented.detach(), dim=1, dtype=dtype)
+    norm_out: Tensor = torch.linalg.vector_norm(w_out.detach(), dim=0, dtype=dtype)
+    return norm_in * norm_out
+
+
+def representatives(groups: Sequence[Sequence[int]], amplitude: Tensor) -> list[int]:
+    """Choose the member of largest amplitude from every group.
+
+    Args:
+        groups: lists of neuron numbers (`cosine_groups`).
+        amplitude: shape (neurons,) (`amplitudes`).
+
+    Returns:
+        One neuron number a group, in the groups' order; of equals the smallest.
+
+    Raises:
+        InputError: a group is empty or names a neuron that has no amplitude.
+
+    >>> representatives([[0, 2], [1]], torch.tensor([1.0, 0.5, 3.0]))
+    [2, 1]
+    """
+    sizes = amplitude.tolist()
+    for group in groups:
+        if not group or min(group) < 0 or max(group) >= len(sizes):
+            raise InputError(f"`groups` holds {list(group)}; give neuron numbers from 0 to {len(sizes) - 1}.")
+    return [min(group, key=lambda neuron: (-sizes[neuron], neuron)) for group in groups]

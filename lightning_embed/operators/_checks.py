@@ -120,16 +120,16 @@ def back(name: str, value: Tensor, like: Tensor) -> Tensor:
 
     Args:
         name: What the result is, for the message.
-        value: A finite float64 tensor, on any device.
+        value: A finite float64 tensor, computed anew: if `like` is float64 too, it is the result.
         like: The tensor whose type and device the result takes.
 
     Returns:
-        A new tensor that shares no memory with either.
+        The values in the type and on the device of `like`.
 
     Raises:
         InputError: If a value is too large for the type.
     """
-    result = torch.empty_like(value, dtype=like.dtype, device=like.device).copy_(value)
+    result = value.to(device=like.device, dtype=like.dtype)
     if not torch.isfinite(result).all():
         raise InputError(
             f"{name} is too large for {like.dtype}; convert the layer to float32 or float64 first"

@@ -138,7 +138,7 @@ def test_bad_merges_are_refused(message):
 
 def test_an_overflowing_bias_is_refused():
     half = torch.float16
-    with pytest.raises(InputError, match="the new output bias is too large for torch.float16"):
+    with pytest.raises(InputError, match="the new output bias is too large"):
         merge_neurons(
             torch.ones(1, 1, dtype=half), None, torch.full((1, 1), 6e4, dtype=half), None,
             [0], torch.ones(1, 1), torch.ones(1) * 10,

@@ -1,0 +1,355 @@
+"""See the outermost calls of a model while some code runs, and make a tape of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn, overrides
+from torch._C import _len_torch_function_stack
+from torch.overrides import TorchFunctionMode
+
+from lightning_embed.errors import InputError
+from lightning_embed.functions import METADATA, portable, raw_name
+from lightning_embed.replay import Named, Ref, Step, Tape, autocast_now, eager, model_device, tensors_by_name
+from lightning_embed.tree import canonical_name, map_leaves, tensors_of
+
+
+def version_of(tensor: Tensor) -> int:
+    """The version counter; inference tensors have none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """What two views of the same memory have in common; None for a layout without one storage."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):  # sparse and nested tensors
+        return None
+
+
+def in_backward() -> bool:
+    """Whether autograd is running: checkpointed blocks are called a second time then."""
+    return torch._C._current_graph_task_id() != -1
+
+
+@dataclass
+class _Event:
+    """One seen call; `uses` are the values that it consumes, `results` what it returned or changed in place."""
+
+    step: Step
+    uses: tuple[Ref, ...]
+    is_call: bool
+    anchor: bool
+    from_call: bool
+    results: list[Tensor] = field(default_factory=list)
+
+
+class _Frame:
+    """A module call that is under way."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.forward = vars(module).get("forward")
+        self.event: tuple[_Event, list[tuple[Tensor, int]]] | None = None
+
+    @property
+    def transparent(self) -> bool:
+        """Whether this is no call of the module, but a strategy that runs `training_step` through its `forward`.
+
+        Lightning puts a function into the instance's `forward` and takes it away as soon as it is entered.
+        """
+        return vars(self.module).get("forward") is not self.forward
+
+
+class Recorder(TorchFunctionMode):
+    """Record the outermost module calls of whatever runs between `start` and `stop`, and what connects them.
+
+    Kept are the calls of modules that have parameters and the tensor functions that carry one call's result into
+    another's arguments; what leads to no later call (losses, metrics, logging) is dropped. The outputs are the kept
+    results that something dropped consumes, or nothing. Calls made inside a backward pass are ignored. Parameters
+    are stored by name, every other tensor as a detached copy.
+
+    Args:
+        model: the module whose calls are recorded, its submodules included. For a `LightningModule` a call of
+            `training_step` that a strategy redirects through `forward` is looked through.
+
+    Use it as a context manager or call `start` and `stop`; either way the model is left without hooks.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    >>> with Recorder(net) as recorder:
+    ...     loss = net(torch.ones(5, 2)).square().mean()
+    >>> tape = recorder.tape
+    >>> [step.name for step in tape.steps], tape.samples, tape.nbytes
+    (['the model'], 5, 40)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.tape: Tape | None = None
+        self.reason = ""
+        self._contexts: ExitStack | None = None
+
+    def start(self) -> Self:
+        """Begin to record."""
+        self.tape, self.reason = None, ""
+        self._events: list[_Event] = []
+        self._frames: list[_Frame] = []
+        self._refs: dict[tuple[int, int], Ref] = {}
+        self._alive: list[Tensor] = []  # a tensor is known by id and version, so its id must not be given away
+        self._copies: dict[tuple[int, int], Tensor] = {}
+        self._paused = False
+        self._names = {id(tensor): name for name, tensor in tensors_by_name(self.model).items()}
+        self._contexts = ExitStack()
+        try:
+            self._contexts.enter_context(eager())
+            hooked: set[int] = set()
+            for name, module in self.model.named_modules(remove_duplicate=False):
+                if id(module) not in hooked:
+                    hooked.add(id(module))
+                    self._hook(canonical_name(name), module)
+            overrides._push_mode(self)  # type: ignore[no-untyped-call]
+            self._contexts.callback(self._leave_mode)
+        except BaseException:
+            self._contexts.close()
+            raise
+        return self
+
+    def stop(self) -> Tape | None:
+        """End the recording and take every hook off.
+
+        Returns:
+            The tape; None when nothing was called, and `reason` says so.
+        """
+        self._close()
+        self.tape = self._build(None)
+        self._forget()
+        return self.tape
+
+    def stop_with(self, outputs: Sequence[Tensor]) -> Tape | None:
+        """End the recording; the given tensors, not what is dropped, decide what the outputs are."""
+        self._close()
+        refs = [self._refs.get((id(tensor), version_of(tensor))) for tensor in outputs]
+        if outputs and None not in refs:
+            self.tape = self._build([ref for ref in refs if ref is not None])
+        else:
+            self.reason = "what was returned was not computed by calls of the model"
+        self._forget()
+        return self.tape
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._contexts is None:
+            return
+        if kind is None:
+            self.stop()
+        else:
+            self._close()
+            self.reason = f"the recorded code failed: {kind.__name__}: {error}"
+            self._forget()
+
+    def _close(self) -> None:
+        contexts, self._contexts = self._contexts, None
+        if contexts is None:
+            raise InputError("Recorder.stop() was called without start(); start it before the step to be recorded.")
+        contexts.close()
+
+    def _forget(self) -> None:
+        self._events, self._frames, self._refs, self._alive, self._copies = [], [], {}, [], {}
+
+    def _leave_mode(self) -> None:
+        # modes form a stack, and the code between two hooks may have left another one above this
+        above = []
+        while _len_torch_function_stack():
+            top = overrides._pop_mode()  # type: ignore[no-untyped-call]
+            if top is self:
+                break
+            above.append(top)
+        for mode in reversed(above):
+            overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+
+    # ---- what is seen ----
+
+    @property
+    def _inside(self) -> bool:
+        return self._paused or any(not frame.transparent for frame in self._frames) or in_backward()
+
+    def _hook(self, name: str, module: nn.Module) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if in_backward():
+                return
+            frame = _Frame(module)
+            if not self._inside:
+                frame.event = self._begin(Step(name, None, args, kwargs), module)
+            self._frames.append(frame)
+
+        def after(module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
+            if in_backward():
+                return
+            while self._frames:
+                frame = self._frames.pop()
+                if frame.module is module:
+                    if frame.event is not None and not frame.transparent:
+                        self._finish(*frame.event, result)
+                    return
+
+        contexts = self._contexts
+        assert contexts is not None
+        contexts.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+        contexts.callback(module.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See a tensor function pass by."""
+        kwargs = kwargs or {}
+        if self._inside or raw_name(func) in METADATA:
+            return func(*args, **kwargs)
+        begun = self._begin(Step(None, func, args, kwargs), None)
+        result = func(*args, **kwargs)
+        if begun is not None:
+            self._finish(*begun, result)
+        return result
+
+    def _begin(self, step: Step, module: nn.Module | None) -> tuple[_Event, list[tuple[Tensor, int]]] | None:
+        """Note the arguments of a call before it can change them; None where it concerns no value of interest."""
+        self._paused = True
+        try:
+            given = [(tensor, version_of(tensor)) for tensor in tensors_of((step.args, step.kwargs))]
+            uses = tuple(self._refs[id(t), v] for t, v in given if (id(t), v) in self._refs)
+            anchor = module is not None and any(True for _ in module.parameters())
+            if not anchor and not uses and (module is not None or all(id(t) not in self._names for t, _ in given)):
+                return None  # it depends on no call: its results are data
+            from_call = anchor or any(self._events[ref.step].from_call for ref in uses)
+            encoded = replace(
+                step,
+                function=None if step.function is None else portable(step.function),
+                args=map_leaves(self._leaf, step.args),
+                kwargs=map_leaves(self._leaf, step.kwargs),
+                autocast=autocast_now(model_device(self.model)),
+            )
+            return _Event(encoded, uses, module is not None, anchor, from_call), given
+        finally:
+            self._paused = False
+
+    def _leaf(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        key = (id(leaf), version_of(leaf))
+        if key in self._refs:
+            return self._refs[key]
+        if id(leaf) in self._names:
+            return Named(self._names[id(leaf)])
+        if key not in self._copies:
+            self._alive.append(leaf)
+            self._copies[key] = leaf.detach().clone()
+        return self._copies[key]
+
+    def _finish(self, event: _Event, given: list[tuple[Tensor, int]], result: Any) -> None:
+        self._paused = True
+        try:
+            number = len(self._events)
+            changed = [at for at, (tensor, version) in enumerate(given) if version_of(tensor) != version]
+            if not event.is_call and any(id(given[at][0]) in self._names for at in changed):
+                return  # an optimizer's step or a running average: parameters are read as they are at replay
+            writes: list[int | Ref] = [at for at in changed if id(given[at][0]) not in self._names]
+            written = [given[at][0] for at in changed if id(given[at][0]) not in self._names]
+            if written:
+                seen = {id(tensor) for tensor in (*tensors_of(result), *written)}
+                for ref, tensor in self._sharing({storage_of(tensor) for tensor in written}):
+                    if id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        writes.append(ref)
+                        written.append(tensor)
+            event.step = replace(event.step, writes=tuple(writes))
+            event.results = [*tensors_of(result), *written]
+            self._events.append(event)
+            for index, tensor in enumerate(event.results):
+                self._alive.append(tensor)
+                self._refs[id(tensor), version_of(tensor)] = Ref(number, index)
+        finally:
+            self._paused = False
+
+    def _sharing(self, storages: set[int | None]) -> list[tuple[Ref, Tensor]]:
+        """Known values that live in the same memory as something that was just changed."""
+        return [
+            (Ref(number, index), tensor)
+            for number, event in reversed(list(enumerate(self._events)))
+            for index, tensor in enumerate(event.results)
+            if storage_of(tensor) in storages - {None}
+        ]
+
+    # ---- what is kept ----
+
+    def _build(self, chosen: list[Ref] | None) -> Tape | None:
+        events = self._events
+        anchors = [number for number, event in enumerate(events) if event.anchor]
+        # a call that returns only numbers is a loss with weights, unless there is nothing else
+        mapping = [number for number in anchors if any(tensor.dim() for tensor in events[number].results)]
+        kept = set() if chosen is not None else set(mapping or anchors)
+        waiting = [*kept, *(ref.step for ref in chosen or ())]
+        while waiting:
+            number = waiting.pop()
+            kept.add(number)
+            needed = {ref.step for ref in (*events[number].uses, *_refs_in(events[number].step.writes))}
+            waiting.extend(needed - kept)
+        refs = self._outputs(kept) if chosen is None else chosen
+        if not anchors:
+            self.reason = "no module with parameters was called"
+        elif not refs:
+            self.reason = "the recorded calls returned no floating-point tensor"
+        if not refs or not anchors:
+            return None
+        order = {number: position for position, number in enumerate(sorted(kept))}
+        return self._tape([events[number].step for number in sorted(kept)], refs, order)
+
+    def _outputs(self, kept: set[int]) -> list[Ref]:
+        by_kept: set[Ref] = set()
+        by_dropped: set[Ref] = set()
+        for number, event in enumerate(self._events):
+            (by_kept if number in kept else by_dropped).update(event.uses)
+        found = []
+        for number in sorted(kept):
+            event = self._events[number]
+            for index, tensor in enumerate(event.results):
+                ref = Ref(number, index)
+                unused = event.is_call and ref not in by_kept
+                if event.from_call and tensor.is_floating_point() and (ref in by_dropped or unused):
+                    found.append(ref)
+        return [ref for ref in found if self._events[ref.step].results[ref.index].dim()] or found
+
+    def _tape(self, steps: list[Step], refs: list[Ref], order: dict[int, int]) -> Tape:
+        def renumber(leaf: Any) -> Any:
+            return Ref(order[leaf.step], leaf.index) if isinstance(leaf, Ref) else leaf
+
+        renumbered = tuple(
+            replace(
+                step,
+                args=map_leaves(renumber, step.args),
+                kwargs=map_leaves(renumber, step.kwargs),
+                writes=tuple(renumber(write) for write in step.writes),
+            )
+            for step in steps
+        )
+        constants = tensors_of([(step.args, step.kwargs) for step in renumbered])
+        unique = {id(tensor): tensor for tensor in constants}.values()
+        return Tape(
+            steps=renumbered,
+            outputs=tuple(renumber(ref) for ref in refs),
+            samples=next((len(tensor) if tensor.dim() else 1 for tensor in constants), 1),
+            nbytes=sum(tensor.numel() * tensor.element_size() for tensor in unique),
+            device=str(model_device(self.model)),
+        )
+
+
+def _refs_in(items: Iterable[Any]) -> list[Ref]:
+    return [item for item in items if isinstance(item, Ref)]

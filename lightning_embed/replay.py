@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import ReplayError
 from lightning_embed.functions import function_name, in_eval
-from lightning_embed.tree import canonical_name, map_leaves, map_tensors, tensors_of
+from lightning_embed.tree import Leaf, canonical_name, map_leaves, map_tensors, tensors_of
 
 Collected = TypeVar("Collected")
 
 
 @dataclass(frozen=True)
-class Ref:
+class Ref(Leaf):
     """Tensor number `index` of what step number `step` of the same tape returned."""
 
     step: int
@@ -30,7 +30,7 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Named:
+class Named(Leaf):
     """A parameter or buffer, by its canonical qualified name."""
 
     name: str

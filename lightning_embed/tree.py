@@ -12,6 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 
+class Leaf:
+    """Base of dataclasses that stand for one leaf and are not looked into."""
+
+
 def canonical_name(name: str) -> str:
     """A qualified name without the components that `torch.compile` adds.
 
@@ -53,7 +57,7 @@ def map_leaves(fn: Callable[[Any], Any], tree: Any) -> Any:
         return _map_mapping(fn, tree)
     if isinstance(tree, (tuple, list)):
         return _map_sequence(fn, tree)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, (type, Leaf)):
         new = copy.copy(tree)
         for field in dataclasses.fields(tree):
             if hasattr(tree, field.name):

@@ -54,9 +54,7 @@ def _normalized(weight: Tensor | None, pre: Tensor) -> Tensor:
     if weight is None:
         return equal
     if weight.shape != pre.shape:
-        raise InputError(
-            f"`weight` has shape {tuple(weight.shape)}, expected that of `pre`, {tuple(pre.shape)}."
-        )
+        raise InputError(f"`weight` has shape {tuple(weight.shape)}, expected that of `pre`, {tuple(pre.shape)}.")
     if (weight < 0).any():
         raise InputError("`weight` has negative entries; give squared sensitivities, at least 0.")
     weight = weight.detach().double()

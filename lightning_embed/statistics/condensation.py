@@ -48,8 +48,8 @@ def cosine_similarity(vectors: Tensor) -> Tensor:
         vectors: shape (neurons, entries), any floating dtype.
 
     Returns:
-        Symmetric matrix (neurons, neurons) in [-1, 1], float64 for float64 rows, else float32. Rows and
-        columns of zero or non-finite vectors are NaN: they have no direction.
+        Matrix (neurons, neurons) in [-1, 1], symmetric up to rounding; float64 for float64 rows, else
+        float32. Rows and columns of zero or non-finite vectors are NaN: they have no direction.
 
     Raises:
         InputError: not a floating matrix.
@@ -61,8 +61,7 @@ def cosine_similarity(vectors: Tensor) -> Tensor:
     """
     if vectors.ndim != 2 or not vectors.is_floating_point():
         raise InputError(
-            f"`vectors` is {vectors.dtype} of shape {tuple(vectors.shape)}, "
-            "expected a floating (neurons, entries)."
+            f"`vectors` is {vectors.dtype} of shape {tuple(vectors.shape)}, expected a floating (neurons, entries)."
         )
     rows: Tensor = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
     # First to unit maximum: squares of very small weights would vanish.

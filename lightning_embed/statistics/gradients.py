@@ -27,9 +27,7 @@ def _norm(gradient: Tensor, order: int) -> Tensor:
         # Entries for the same row add up before the norm is taken.
         values = values.coalesce().values()
     # Squares of half-precision numbers overflow early.
-    norm: Tensor = torch.linalg.vector_norm(
-        values, order, dtype=torch.promote_types(values.dtype, torch.float32)
-    )
+    norm: Tensor = torch.linalg.vector_norm(values, order, dtype=torch.promote_types(values.dtype, torch.float32))
     return norm
 
 

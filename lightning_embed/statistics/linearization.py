@@ -224,9 +224,7 @@ class MinimalPearsonCorrelation(Metric):
         """
         check_pair(pre, post)
         if self.num_neurons not in (None, pre.shape[1]):
-            raise InputError(
-                f"`pre` has {pre.shape[1]} neurons, `num_neurons` is {self.num_neurons}; make them agree."
-            )
+            raise InputError(f"`pre` has {pre.shape[1]} neurons, `num_neurons` is {self.num_neurons}; make them agree.")
         self.moments = _pack(update_moments(_unpack(self.moments), pre, post))
 
     def compute(self) -> Tensor:

@@ -236,9 +236,7 @@ def update_moments(moments: Moments | None, pre: Tensor, post: Tensor) -> Moment
             f"`pre` has {pre.shape[1]} neurons, the batches before had {moments.neurons}; "
             "start new moments when a layer's width changes."
         )
-    return merge_moments(
-        moments, Moments._sum(pre.detach(), post.detach(), moments.shift_pre, moments.shift_post)
-    )
+    return merge_moments(moments, Moments._sum(pre.detach(), post.detach(), moments.shift_pre, moments.shift_post))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

@@ -15,7 +15,8 @@ class Span:
 
     Attributes:
         kept: neuron numbers in pivot order; any beginning of it is the choice for a smaller width.
-        residual: residual fraction after each pivot, float64, shape (len(kept),), falling.
+        residual: share of what the consumers receive that is still missing after each pivot (root mean
+            square, see `span_order`), float64, shape (len(kept),), falling.
     """
 
     kept: tuple[int, ...]
@@ -25,8 +26,7 @@ class Span:
 def _check_features(features: Tensor) -> None:
     if features.ndim != 2 or not features.is_floating_point():
         raise InputError(
-            f"`features` is {features.dtype} of shape {tuple(features.shape)}, "
-            "expected a floating (samples, neurons)."
+            f"`features` is {features.dtype} of shape {tuple(features.shape)}, expected a floating (samples, neurons)."
         )
     if features.shape[0] == 0:
         raise InputError("`features` holds no samples; give calibration data.")
@@ -35,29 +35,34 @@ def _check_features(features: Tensor) -> None:
 
 
 def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> Span:
-    r"""Order the neurons by what each adds to the span of the kept features and the constant.
+    r"""Order the neurons by how much of what the consumers receive each adds to the span.
 
-    A neuron is redundant when its feature lies in that span (001, Def. 4.2 (ii)). Greedy pivoted Cholesky of
-    $G_{ij} = \|a_i\| \|a_j\| \, \mathrm{cov}(h_i, h_j)$, $h$ the features and $a_j$ the consumers' weights
-    of neuron j: each step keeps the neuron whose residual after projection on the kept ones, times
-    $\|a_j\|$, is largest, and stops once $\sqrt{\mathrm{tr}\,R / \mathrm{tr}\,G} \le$ tolerance, R the
-    residual. With the triangle inequality $\sqrt{\text{neurons} \cdot \mathrm{tr}\,R}$ bounds the change of
-    what the consumers receive (root mean square) after a refit on the same data.
+    A neuron is redundant when its feature lies in the span of the kept features and the constant (001,
+    Def. 4.2 (ii)), and so far as the consumers do not read what lies outside. Greedy pivoted Cholesky of
+    $G = \mathrm{cov}(h)$, $h$ the features: with $R$ the covariance of what the kept features and the
+    constant leave of all of them and $W$ the consumers' weights, the next neuron is
+    $\arg\max_j \|W R_{:,j}\|^2 / R_{jj}$, the one that lowers $\mathrm{tr}\,W R W^\top$ most; it stops
+    once $\sqrt{\mathrm{tr}\,W R W^\top / \mathrm{tr}\,W G W^\top} \le$ tolerance. That fraction is the
+    relative change (root mean square, on these data) of what the consumers receive after `refit`.
+    Taking the neuron with the largest $R_{jj} \|W_{:,j}\|^2$ instead needs more neurons for the same
+    change: it counts what each neuron sends, not what they send together. Unread neurons are never kept.
 
     Args:
         features: post, shape (samples, neurons).
         consumer_weight: weights of the consumers, stacked, shape (outputs, neurons).
-        tolerance: residual fraction at which to stop, in [0, 1]; 0 stops where the features' rank ends.
+        tolerance: residual fraction at which to stop, in [0, 1]; 0 stops where rounding errors are left,
+            from about 1e-5 on.
 
     Returns:
-        The kept neurons and the residual fractions; empty if no feature varies or none is read.
+        The kept neurons and the residual fractions; empty if no feature varies or none is read. With few
+        outputs the kept features carry the consumers' input, not every feature.
 
     Raises:
         InputError: the shapes do not fit, the tolerance is outside [0, 1], or values are not finite.
 
     >>> h = torch.tensor([[0.0, 0.0, 1.0], [1.0, 2.0, 1.0], [2.0, 4.0, 1.0]])
-    >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the first is half the second, the third constant
-    (1,)
+    >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the second is twice the first, the third constant
+    (0,)
     """
     _check_features(features)
     if not 0.0 <= tolerance <= 1.0:
@@ -69,35 +74,49 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
         )
     if not torch.isfinite(consumer_weight).all():
         raise InputError("`consumer_weight` holds NaN or infinite values; restore a finite model first.")
-    norms = torch.linalg.vector_norm(consumer_weight.detach().double(), dim=0)
+    weight = consumer_weight.detach().double()
+    norms = torch.linalg.vector_norm(weight, dim=0)
+    # The order does not depend on the features' units; with the consumers' norm moved into them, one floor
+    # for rounding errors serves all.
     scaled = features.detach().double()
     scaled = (scaled - scaled.mean(0)) * norms
-    gram = scaled.T @ scaled / scaled.shape[0]
-    return _pivoted_cholesky(gram, tolerance)
+    return _greedy(scaled.T @ scaled / scaled.shape[0], weight / norms.where(norms > 0, 1.0), tolerance)
 
 
-def _pivoted_cholesky(gram: Tensor, tolerance: float) -> Span:
+def _greedy(gram: Tensor, weight: Tensor, tolerance: float) -> Span:
+    """Pivot on `gram` (neurons, neurons), G of `span_order`, read by `weight` (outputs, neurons), W.
+
+    With l the new column of the Cholesky factor, R loses l lᵀ and Q = R Wᵀ W R loses l fᵀ + f lᵀ, where
+    f = Q[:, pivot] / √R[pivot, pivot] - ‖W l‖² l / 2. Only the diagonals of R and Q and the rows l, f are
+    kept up to date; a full R would be rewritten at every pivot.
+    """
     width = gram.shape[0]
-    remaining = gram.diagonal().clone()
-    total = remaining.sum()
-    # Below this a residual is made of rounding errors alone.
-    floor = width * torch.finfo(gram.dtype).eps * remaining.amax()
-    # Row k holds the k-th column of the Cholesky factor, so that its rows are read contiguously.
-    factor = torch.zeros_like(gram)
+    received = weight @ gram
+    total = (received * weight).sum()
+    read = received.T @ received
+    gram_diagonal, read_diagonal = gram.diagonal().clone(), read.diagonal().clone()
+    floor = width * torch.finfo(gram.dtype).eps * gram_diagonal.amax()
+    factor, half = torch.empty_like(gram), torch.empty_like(gram)
     kept: list[int] = []
     residual: list[Tensor] = []
-    while len(kept) < width:
-        pivot = int(remaining.argmax())
-        if remaining[pivot] <= floor or (remaining.sum() / total).sqrt() <= tolerance:
+    left, fraction = total, 1.0
+    while len(kept) < width and total > 0 and fraction > tolerance:
+        gain = torch.where(gram_diagonal > floor, read_diagonal / gram_diagonal, 0.0)
+        pivot = int(gain.argmax())
+        if gain[pivot] <= 0:
             break
-        k = len(kept)
-        column = gram[pivot] - factor[:k, pivot] @ factor[:k]
-        column = column / column[pivot].sqrt()
-        factor[k] = column
-        remaining = (remaining - column.square()).clamp_min(0.0)
-        remaining[pivot] = 0.0
+        k, scale = len(kept), gram_diagonal[pivot].sqrt()
+        column = (gram[pivot] - factor[:k, pivot] @ factor[:k]) / scale
+        f = read[pivot] - factor[:k, pivot] @ half[:k] - half[:k, pivot] @ factor[:k]
+        f = f / scale - gain[pivot] / 2 * column
+        factor[k], half[k] = column, f
+        gram_diagonal = (gram_diagonal - column.square()).clamp_min(0.0)
+        gram_diagonal[pivot] = 0.0
+        read_diagonal = (read_diagonal - 2 * column * f).clamp_min(0.0)
+        left = (left - gain[pivot]).clamp_min(0.0)
+        fraction = float((left / total).sqrt())
         kept.append(pivot)
-        residual.append((remaining.sum() / total).sqrt())
+        residual.append((left / total).sqrt())
     return Span(tuple(kept), torch.stack(residual) if residual else gram.new_zeros(0))
 
 

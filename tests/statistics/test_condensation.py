@@ -1,0 +1,134 @@
+"""Cosine groups: scipy and brute force as references."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fclusterdata
+
+from lightning_embed.errors import InputError
+from lightning_embed.statistics import (
+    amplitudes,
+    augmented_weights,
+    cosine_groups,
+    cosine_similarity,
+    representatives,
+    width_cosine,
+)
+
+
+def condensed(neurons=40, directions=5, noise=0.05, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(directions, 6, generator=generator, dtype=torch.float64)
+    rows = base[torch.randint(directions, (neurons,), generator=generator)]
+    rows = rows + noise * torch.randn(neurons, 6, generator=generator, dtype=torch.float64)
+    signs = torch.randint(2, (neurons, 1), generator=generator) * 2 - 1
+    return (rows * signs).to(dtype)
+
+
+def greedy_complete_linkage(similarity, threshold):
+    """Merge the two groups whose worst pair is best, while it reaches the threshold."""
+    groups = [[i] for i in range(len(similarity))]
+    while len(groups) > 1:
+        worst = {
+            (a, b): similarity[np.ix_(groups[a], groups[b])].min()
+            for a in range(len(groups))
+            for b in range(a + 1, len(groups))
+        }
+        (a, b), value = max(worst.items(), key=lambda item: item[1])
+        if value < threshold:
+            break
+        groups[a] += groups.pop(b)
+    return sorted(sorted(group) for group in groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_similarity_equals_numpy(dtype):
+    vectors = condensed(dtype=dtype)
+    x = vectors.double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    result = cosine_similarity(vectors)
+    assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert result.double().numpy() == pytest.approx(x @ x.T, abs=1e-6 if dtype != torch.float64 else 1e-14)
+    torch.testing.assert_close(result, result.T, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-6)
+
+
+def test_very_small_weights_have_a_direction():
+    assert cosine_similarity(torch.eye(2) * 1e-30).tolist() == [[1, 0], [0, 1]]
+
+
+@given(seed=st.integers(0, 10_000), threshold=st.sampled_from([0.0, 0.5, 0.9, 0.99]), absolute=st.booleans())
+def test_every_pair_in_a_group_is_similar_and_the_linkage_is_complete(seed, threshold, absolute):
+    vectors = condensed(14, 3, 0.2, seed)
+    similarity = cosine_similarity(vectors).numpy()
+    similarity = np.abs(similarity) if absolute else similarity
+    groups = cosine_groups(vectors, threshold, absolute=absolute)
+    assert sorted(itertools.chain(*groups)) == list(range(14))
+    assert [group[0] for group in groups] == sorted(min(group) for group in groups)
+    for group in groups:
+        assert similarity[np.ix_(group, group)].min() >= threshold - 1e-12
+    assert groups == greedy_complete_linkage(similarity, threshold)
+    assert groups == cosine_groups(vectors, threshold, absolute=absolute)
+
+
+def test_equals_scipy():
+    vectors = condensed()
+    labels = fclusterdata(vectors.numpy(), 0.1, "distance", metric="cosine", method="complete")
+    expected = sorted([np.flatnonzero(labels == label).tolist() for label in set(labels)])
+    assert cosine_groups(vectors, 0.9) == expected
+    assert width_cosine(vectors, 0.9) == len(expected)
+    assert width_cosine(vectors, 0.9, absolute=True) == 5
+
+
+def test_no_chain_joins_distant_directions():
+    angles = torch.arange(10) * 0.2  # neighbours at cosine 0.98, ends at -0.2
+    groups = cosine_groups(torch.stack([angles.cos(), angles.sin()], dim=1), 0.9)
+    assert max(len(group) for group in groups) <= 3
+
+
+def test_scaling_changes_nothing():
+    vectors = condensed()
+    scale = torch.linspace(0.1, 9, 40, dtype=torch.float64)[:, None]
+    assert cosine_groups(vectors * scale, 0.9) == cosine_groups(vectors, 0.9)
+    assert cosine_groups(vectors * -scale, 0.9, absolute=True) == cosine_groups(vectors, 0.9, absolute=True)
+
+
+def test_vectors_without_direction_are_alone():
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [torch.nan, 1.0], [2.0, 0.0], [0.0, 0.0]])
+    assert cosine_groups(vectors, 0.0) == [[0], [1, 3], [2], [4]]
+    assert cosine_groups(torch.zeros(2, 3), 0.5) == [[0], [1]]
+    assert cosine_groups(torch.ones(1, 3), 0.5) == [[0]]
+
+
+def test_amplitudes_and_representatives():
+    weight, bias, w_out = torch.randn(4, 3), torch.randn(4), torch.randn(2, 4)
+    augmented = augmented_weights(weight, bias)
+    assert torch.equal(augmented, torch.cat([weight, bias[:, None]], 1))
+    assert augmented_weights(weight).data_ptr() != weight.data_ptr()
+    size = amplitudes(augmented, w_out)
+    torch.testing.assert_close(size, (weight.square().sum(1) + bias.square()).sqrt() * w_out.square().sum(0).sqrt())
+    torch.testing.assert_close(amplitudes(augmented * 3, w_out / 3), size)
+    assert representatives([[0, 1, 3], [2]], torch.tensor([1.0, 2.0, 0.0, 2.0])) == [1, 2]
+
+
+def test_refusals():
+    vectors = condensed()
+    for threshold in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="`threshold`"):
+            cosine_groups(vectors, threshold)
+    with pytest.raises(InputError, match="at most 8192"):
+        cosine_groups(torch.ones(8193, 1), 0.9)
+    for wrong in (torch.ones(3), torch.ones(3, 2).long()):
+        with pytest.raises(InputError, match="`vectors`"):
+            cosine_groups(wrong, 0.9)
+    with pytest.raises(InputError, match="`weight`"):
+        augmented_weights(torch.ones(3))
+    with pytest.raises(InputError, match="`bias`"):
+        augmented_weights(torch.ones(3, 2), torch.ones(2))
+    with pytest.raises(InputError, match="`w_out`"):
+        amplitudes(torch.ones(3, 2), torch.ones(2, 4))
+    with pytest.raises(InputError, match="`groups`"):
+        representatives([[5]], torch.ones(3))

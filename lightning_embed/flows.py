@@ -1,0 +1,270 @@
+"""Follow a Linear's output through what was observed, to its consumers or to the reason why there are none."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_embed.functions import function_name
+from lightning_embed.observer import Frame, LinearCall, Observation, is_linear
+from lightning_embed.reasons import Reason
+from lightning_embed.regions import Region, slice_region
+from lightning_embed.tree import canonical_name
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One call of a layer: the region behind it, the region with identities in it, what consumers read."""
+
+    call: LinearCall
+    region: Region
+    bypass: Region
+    given: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """All calls of a layer in one mode.
+
+    Attributes:
+        sites: its calls.
+        modules: outermost modules wholly between.
+        shared: those of them that are used elsewhere too.
+        foreign: parameters and buffers between that are used elsewhere or held twice.
+    """
+
+    sites: tuple[Site, ...]
+    modules: tuple[str, ...]
+    shared: tuple[str, ...]
+    foreign: frozenset[str]
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The Linears that read the layer."""
+        return tuple(dict.fromkeys(name for name, _ in self.sites[0].region.posts))
+
+
+def _slots(pairs: Sequence[tuple[str, object]]) -> dict[int, list[str]]:
+    """The canonical names under which each object is held."""
+    held: dict[int, list[str]] = defaultdict(list)
+    for name, one in pairs:
+        if canonical_name(name) not in held[id(one)]:
+            held[id(one)].append(canonical_name(name))
+    return held
+
+
+def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> dict[str, Reason]:
+    """The Linears whose weights are not theirs alone, or not plain parameters, or that are never called."""
+    held = _slots(list(model.named_parameters(remove_duplicate=False)))
+    called = {call.layer for seen in observations for call in seen.calls}
+    uses = _weight_uses(observations)
+    refused: dict[str, Reason] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        name = canonical_name(path)
+        reason = _not_plain(module, held)
+        for tensor in ("weight", "bias"):
+            user = uses.get(f"{name}.{tensor}")
+            if reason is None and user is not None:
+                reason = Reason("weight shared", f"{tensor} is used by {user}")
+        if reason is None and name not in called:
+            reason = Reason("never called")
+        if reason is not None:
+            refused[name] = reason
+    return refused
+
+
+def _not_plain(module: nn.Linear, held: Mapping[int, list[str]]) -> Reason | None:
+    for tensor in ("weight", "bias"):
+        parameter = module._parameters.get(tensor)
+        absent = tensor == "bias" and "bias" in module._parameters and parameter is None
+        if parametrize.is_parametrized(module, tensor) or (type(parameter) is not nn.Parameter and not absent):
+            return Reason("weight computed", tensor)
+        if not is_linear(module):
+            return Reason("forward overridden", type(module).__name__)
+        if parameter is not None and len(held[id(parameter)]) > 1:
+            return Reason("weight shared", " = ".join(held[id(parameter)]))
+    return None
+
+
+def _weight_uses(observations: Sequence[Observation]) -> dict[str, str]:
+    """What else than its own Linear used a parameter."""
+    uses: dict[str, str] = {}
+    for seen in observations:
+        uses.update(seen.hidden_uses)
+        for event in seen.events:
+            own = "" if event.call is None else seen.calls[event.call].layer
+            for number in event.inputs:
+                name = seen.values[number].name
+                if name is not None and name not in (f"{own}.weight", f"{own}.bias"):
+                    uses[name] = function_name(event.function)
+    return uses
+
+
+def follow(
+    model: nn.Module, name: str, plain: Mapping[str, Reason], observations: Sequence[Observation]
+) -> Flow | Reason:
+    """Follow every call of a layer.
+
+    Args:
+        model: where modules and parameters are held.
+        name: the layer.
+        plain: Linears that are refused whatever is around them.
+        observations: all of one mode.
+
+    Returns:
+        The flow, or the first reason that refuses the layer.
+    """
+    sites: list[Site] = []
+    modules: list[str] = []
+    shared: list[str] = []
+    foreign: set[str] = set()
+    slots = _slots(list(model.named_modules(remove_duplicate=False)))
+    held = _slots([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    for seen in observations:
+        follower = _Follower(seen)
+        inside: set[int] = set()
+        frames: set[int] = set()
+        for at, call in enumerate(seen.calls):
+            if call.layer != name:
+                continue
+            found = follower.site(at, plain)
+            if isinstance(found, Reason):
+                return found
+            site, members, chosen = found
+            sites.append(site)
+            inside |= members
+            frames |= chosen
+        for number in sorted(frames):
+            frame = seen.frames[number]
+            modules.append(frame.name)
+            elsewhere = any(one.module == frame.module and at not in frames for at, one in enumerate(seen.frames))
+            if elsewhere or len(slots[frame.module]) > 1:
+                shared.append(frame.name)
+        foreign |= {
+            seen.values[number].name or ""
+            for at, event in enumerate(seen.events)
+            if at not in inside
+            for number in event.inputs
+        }
+    if not sites:
+        return Reason("never called")
+    if any(site.region.signature != sites[0].region.signature for site in sites):
+        return Reason("calls disagree")
+    foreign |= {other for names in held.values() if len(names) > 1 for other in names}
+    return Flow(tuple(sites), tuple(dict.fromkeys(modules)), tuple(dict.fromkeys(shared)), frozenset(foreign))
+
+
+class _Follower:
+    """Answers questions about one observation."""
+
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
+        self.users: dict[int, list[int]] = defaultdict(list)
+        for number, event in enumerate(seen.events):
+            for value in dict.fromkeys(event.inputs):
+                self.users[value].append(number)
+        self.below: dict[int, set[int]] = defaultdict(set)  # frame -> events in it and in the frames below it
+        for number, event in enumerate(seen.events):
+            frame = event.frame
+            while frame is not None:
+                self.below[frame].add(number)
+                frame = seen.frames[frame].parent
+
+    def site(self, at: int, plain: Mapping[str, Reason]) -> tuple[Site, set[int], set[int]] | Reason:
+        """One call: its site, the events of its region and the frames that can become identities."""
+        seen, call = self.seen, self.seen.calls[at]
+        if at in seen.lost:
+            return Reason("lost from sight in", seen.lost[at])
+        if at in seen.read:
+            return Reason("value read by code", seen.read[at])
+        reached = self._reach(at)
+        if isinstance(reached, Reason):
+            return reached
+        members, readers = reached
+        for reader in readers:
+            reason = self._consumer_refusal(call.layer, seen.calls[reader].layer, plain)
+            if reason is not None:
+                return reason
+        targets = list(dict.fromkeys((seen.calls[reader].layer, seen.calls[reader].read) for reader in readers))
+        region, needed = slice_region(seen, call, targets, {})
+        loose = members - needed
+        if not targets or loose:
+            used = sorted(function_name(seen.events[number].function) for number in loose)
+            return Reason("no consumer", f"of the result of {', '.join(dict.fromkeys(used))}" if used else "")
+        if len({name for name, _ in targets}) < len(targets):
+            return Reason("calls disagree", "a consumer reads it twice")
+        frames = self._frames(at, members)
+        instead = {seen.frames[one].returned[0]: seen.frames[one].given[0] for one in frames}
+        bypass, _ = slice_region(seen, call, targets, {k: v for k, v in instead.items() if k != v})
+        given = {seen.calls[reader].layer: seen.calls[reader].given for reader in readers}
+        return Site(call, region, bypass, given), set(needed), frames
+
+    def _reach(self, at: int) -> tuple[set[int], list[int]] | Reason:
+        """The events that depend on this call alone and the calls of Linears that read them."""
+        seen = self.seen
+        members: set[int] = set()
+        readers: list[int] = []
+        joined: list[str] = []
+        waiting = [seen.calls[at].made]
+        done: set[int] = set()
+        while waiting:
+            number = waiting.pop()
+            if number in done:
+                continue
+            done.add(number)
+            for user in self.users[number]:
+                event = seen.events[user]
+                if event.call is not None and seen.calls[event.call].read == number:
+                    readers.append(event.call)
+                elif event.origins == {at}:
+                    members.add(user)
+                    waiting.extend(made for made in event.made if seen.values[made].name is None)
+                else:
+                    joined.append(function_name(event.function))
+        if done & set(seen.outputs):
+            return Reason("is the model's output")
+        if joined:
+            return Reason("joined by", ", ".join(dict.fromkeys(joined)))
+        return members, sorted(set(readers))
+
+    def _consumer_refusal(self, layer: str, consumer: str, plain: Mapping[str, Reason]) -> Reason | None:
+        if consumer in plain:
+            return Reason(plain[consumer].key, f"of its consumer {consumer!r}")
+        for call in self.seen.calls:
+            if call.layer == consumer:
+                origins = self.seen.values[call.read].origins
+                fed = {self.seen.calls[one].layer if one >= 0 else "other data" for one in origins}
+                if fed != {layer} or len(origins) != 1:
+                    return Reason("consumer shared", f"{consumer!r} also reads {', '.join(sorted(fed - {layer}))}")
+        return None
+
+    def _frames(self, at: int, members: set[int]) -> set[int]:
+        """The outermost module calls that lie wholly in the region and could be identities."""
+        seen = self.seen
+
+        def inside(frame: Frame, number: int) -> bool:
+            return (
+                frame.simple
+                and len(frame.given) == len(frame.returned) == 1
+                and seen.values[frame.given[0]].origins == {at}
+                and seen.values[frame.returned[0]].origins == {at}
+                and bool(self.below[number] & members)
+                and all(one in members or not seen.events[one].origins for one in self.below[number])
+            )
+
+        found = {number for number, frame in enumerate(seen.frames) if inside(frame, number)}
+        return {number for number in found if not self._ancestors(number) & found}
+
+    def _ancestors(self, number: int) -> set[int]:
+        found = set()
+        parent = self.seen.frames[number].parent
+        while parent is not None:
+            found.add(parent)
+            parent = self.seen.frames[parent].parent
+        return found

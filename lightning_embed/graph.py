@@ -1,0 +1,267 @@
+"""The hidden layers of a model as they are seen in its calls, and what may be done to each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from lightning_embed.errors import InputError, ReplayError
+from lightning_embed.flows import Flow, Site, follow, static_refusals
+from lightning_embed.observer import Observation, Observer
+from lightning_embed.reasons import REASONS, Reason
+from lightning_embed.regions import Probe, Region, same
+from lightning_embed.replay import Tape, eager, preserved, set_modes, tensors_by_name
+from lightning_embed.tree import canonical_name
+
+__all__ = ["REASONS", "Graph", "HiddenLayer", "Reason", "observe"]
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenLayer:
+    """A Linear, the elementwise region behind it, and the Linears that read it. Names only, no modules.
+
+    Attributes:
+        name: canonical qualified name of the Linear.
+        consumers: names of the Linears that it alone feeds.
+        width: number of neurons.
+        region: the program between; run it with `Graph.run_region`.
+        region_modules: modules that lie wholly between, in the order of their calls; they become identities when the
+            layer is removed.
+        per_neuron: (qualified tensor name, dimension) of parameters and buffers between that are cut with the
+            neurons: batch norm, per-channel activations.
+        uniform: the same function in every column.
+        odd: uniform, and f(-z) = -f(z).
+        homogeneous: uniform, and f(cz) = c f(z) for c > 0.
+        merge_neurons: why its neurons may not be merged; None when they may.
+        merge_layer: why it may not be removed; None when it may.
+    """
+
+    name: str
+    consumers: tuple[str, ...]
+    width: int
+    region: Region = field(repr=False)
+    region_modules: tuple[str, ...] = ()
+    per_neuron: tuple[tuple[str, int], ...] = ()
+    uniform: bool = False
+    odd: bool = False
+    homogeneous: bool = False
+    merge_neurons: str | None = None
+    merge_layer: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The hidden layers of a model, in the order of its modules, and the Linears that were refused, with reasons.
+
+    It holds names and no modules, so it fits every copy of the model. `print(graph)` shows it as a table.
+    """
+
+    layers: tuple[HiddenLayer, ...]
+    refused: dict[str, Reason]
+
+    def __getitem__(self, name: str) -> HiddenLayer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                layer.name,
+                str(layer.width),
+                " ".join(layer.region.functions),
+                ", ".join(layer.consumers),
+                layer.merge_neurons or "yes",
+                layer.merge_layer or "yes",
+            ]
+            for layer in self.layers
+        ]
+        rows += [[name, "", "", "", str(reason), str(reason)] for name, reason in self.refused.items()]
+        heads = ["Linear", "width", "between", "read by", "neurons may merge", "layer may go"]
+        return str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+
+    def run_region(self, model: nn.Module, layer: str, pre: Tensor, consumer: str | None = None) -> Tensor:
+        """Re-execute what lies between a layer and a consumer, as in eval mode.
+
+        Args:
+            model: where parameters and buffers are looked up by name.
+            layer: name of a layer of this graph.
+            pre: values in place of the Linear's output, shape (…, width); any number of samples.
+            consumer: whose input is wanted; needed only where consumers read different values.
+
+        Returns:
+            The consumer's input, in the shape of `pre`.
+
+        Raises:
+            InputError: several consumers read different values and none was chosen.
+
+        Differentiable with respect to `pre`; changes neither `pre` nor the model's buffers.
+
+        >>> from lightning_embed.tape import record
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> graph = observe(net, record(net, [torch.ones(3, 2)]))
+        >>> graph.run_region(net, "0", torch.tensor([[-1.0, 2.0]]))
+        tensor([[0., 2.]])
+        """
+        region = self[layer].region
+        if consumer is None and len({slot for _, slot in region.posts}) > 1:
+            names = ", ".join(name for name, _ in region.posts)
+            raise InputError(f"The consumers of {layer!r} read different values; pass consumer=, one of {names}.")
+        buffers = {id(buffer) for buffer in model.buffers()}
+        known = tensors_by_name(model)
+        named = {name: known[name].clone() if id(known[name]) in buffers else known[name] for name in region.names}
+        middle = (1,) * (len(region.shape) - 2)
+        like = pre if pre.dim() == len(region.shape) else pre.reshape(-1, *middle, pre.shape[-1])
+        posts = region.run(named, like)
+        return posts[consumer or region.posts[0][0]].reshape(pre.shape)
+
+
+def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
+    """See, in eval and in train mode, which Linears are hidden layers and what may be done to them.
+
+    One tape of every distinct structure is replayed while functions, modules and tensors are watched. A Linear is a
+    hidden layer if its weights are plain parameters used by nothing else, every path from its output ends in other
+    Linears that it alone feeds, in every call and in both modes, and what lies between is elementwise: changing some
+    neurons (or samples) changes only those, and it can be cut to fewer neurons.
+
+    Args:
+        model: the recorded module, or a copy.
+        tapes: from `record` or `Recorder`.
+
+    Returns:
+        The graph. Its permissions hold for the architecture: names and shapes, not values.
+
+    Raises:
+        InputError: there is no tape.
+        ReplayError: the tapes do not run on the model.
+
+    The model's parameters, buffers and modes and all random state are left as they were.
+
+    >>> from lightning_embed.tape import record
+    >>> net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    >>> graph = observe(net, record(net, [torch.ones(3, 2)]))
+    >>> graph["0"].consumers, graph["0"].odd, str(graph.refused["2"])
+    (('2',), True, "is the model's output")
+    """
+    if not tapes:
+        raise InputError("tapes is empty: record at least one call of the model first.")
+    distinct = list({tape.structure: tape for tape in reversed(tapes)}.values())
+    with torch.inference_mode(mode=False), warnings.catch_warnings(), eager():
+        warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
+        evaluated = [_watch(model, tape, training=False) for tape in distinct]
+        try:
+            trained = [_watch(model, tape, training=True) for tape in distinct]
+            failure = ""
+        except ReplayError as error:
+            trained, failure = [], str(error)
+        with torch.no_grad(), preserved(model):
+            return _graph(model, evaluated, trained, failure)
+
+
+def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        stack.enter_context(torch.set_grad_enabled(training))
+        if not (training and model.training):  # in training the user's mixture of modes is the train mode
+            set_modes(model, training=training)
+        return Observer(model).run(tape, training=training)
+
+
+def _graph(model: nn.Module, evaluated: Sequence[Observation], trained: Sequence[Observation], failure: str) -> Graph:
+    plain = static_refusals(model, [*evaluated, *trained])
+    names = [canonical_name(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layers, refused = [], {}
+    for name in dict.fromkeys(names):
+        found = _layer(model, name, plain, evaluated, trained, failure)
+        if isinstance(found, Reason):
+            refused[name] = found
+        else:
+            layers.append(found)
+    return Graph(tuple(layers), refused)
+
+
+def _layer(
+    model: nn.Module,
+    name: str,
+    plain: dict[str, Reason],
+    evaluated: Sequence[Observation],
+    trained: Sequence[Observation],
+    failure: str,
+) -> HiddenLayer | Reason:
+    if name in plain:
+        return plain[name]
+    flow = follow(model, name, plain, evaluated)
+    if isinstance(flow, Reason):
+        return flow
+    if failure:
+        return Reason("differs in train mode", failure)
+    in_training = follow(model, name, plain, trained)
+    if isinstance(in_training, Reason):
+        return Reason("differs in train mode", str(in_training))
+    if set(in_training.consumers) != set(flow.consumers):
+        return Reason("differs in train mode", f"read by {', '.join(in_training.consumers)}")
+    named = tensors_by_name(model)
+    site = flow.sites[0]
+    probe = Probe(site.region, named, site.call.pre)
+    try:
+        reason = probe.refusal(site.given)
+        traits = None if reason else probe.traits()
+    except Exception as error:  # noqa: BLE001  # whatever a re-executed function raises
+        return Reason("cannot be cut", f"re-executing it fails: {error}")
+    if traits is None:
+        assert reason is not None
+        return reason
+    neurons = traits.cut or _foreign_use(name, [flow, in_training], [one for one, _ in traits.per_neuron])
+    layer = _removable(flow, in_training, named)
+    if neurons is not None and layer is not None and neurons.key == layer.key:
+        return neurons
+    return HiddenLayer(
+        name=name,
+        consumers=flow.consumers,
+        width=site.call.pre.shape[-1],
+        region=site.region,
+        region_modules=tuple(dict.fromkeys((*flow.modules, *in_training.modules))),
+        per_neuron=traits.per_neuron,
+        uniform=traits.uniform,
+        odd=traits.odd,
+        homogeneous=traits.homogeneous,
+        merge_neurons=None if neurons is None else str(neurons),
+        merge_layer=None if layer is None else str(layer),
+    )
+
+
+def _foreign_use(name: str, flows: Iterable[Flow], tensors: Iterable[str]) -> Reason | None:
+    """Whether tensors that are to be cut with the neurons serve another layer too."""
+    for flow in flows:
+        for tensor in tensors:
+            if tensor in flow.foreign:
+                return Reason("activation shared", f"{tensor} is used outside {name!r} too")
+    return None
+
+
+def _removable(flow: Flow, in_training: Flow, named: dict[str, Tensor]) -> Reason | None:
+    """Why what lies between cannot be taken out of the way by identities in its modules' places."""
+    for one in (flow, in_training):
+        if one.shared:
+            return Reason("activation shared", ", ".join(one.shared))
+        for site in one.sites:
+            if not _passes_through(site, named):
+                return Reason("activation in code", ", ".join(site.bypass.functions))
+    return None
+
+
+def _passes_through(site: Site, named: dict[str, Tensor]) -> bool:
+    copies = {name: named[name].clone() for name in site.bypass.names}
+    posts = site.bypass.run(copies, site.call.pre).values()
+    return all(
+        post.numel() == site.call.pre.numel()
+        and same(post.reshape(site.call.pre.shape).to(site.call.pre.dtype), site.call.pre)
+        for post in posts
+    )

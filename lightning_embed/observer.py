@@ -1,0 +1,369 @@
+"""See which function consumes which tensor while a tape is replayed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_embed.functions import METADATA, function_name, raw_name
+from lightning_embed.recorder import in_backward, storage_of, version_of
+from lightning_embed.replay import Autocast, Tape, autocast_now, bind, execute, model_device, tensors_by_name
+from lightning_embed.tree import Leaf, canonical_name, map_tensors, tensors_of
+
+INPUT = -1  # the origin of recorded data; other origins are numbers of calls of Linears
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes exactly what nn.Linear computes from its weight and bias."""
+    return type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+
+
+@dataclass(frozen=True)
+class Slot(Leaf):
+    """A value by its number."""
+
+    number: int
+
+
+@dataclass
+class Value:
+    """A tensor at one version: which data it depends on (an outcome of a Linear depends on that call alone)."""
+
+    tensor: Tensor
+    origins: frozenset[int]
+    name: str | None = None  # of the parameter or buffer that it is
+    producer: int | None = None  # number of the event that made it
+
+
+@dataclass
+class Event:
+    """One call of a function; tensors in its arguments are `Slot`s."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    results: tuple[int, ...]
+    writes: tuple[tuple[int, int], ...]  # (new, old) number of a tensor that was changed in place
+    frame: int | None
+    autocast: tuple[Autocast, ...]
+    origins: frozenset[int]
+    call: int | None = None
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """Numbers of all values that are new after it."""
+        return (*self.results, *(new for new, _ in self.writes))
+
+
+@dataclass
+class Frame:
+    """One call of a module. `simple`: one tensor in and one out, so that an identity could take its place."""
+
+    parent: int | None
+    module: int
+    name: str
+    given: tuple[int, ...]
+    simple: bool
+    returned: tuple[int, ...] = ()
+
+
+@dataclass
+class LinearCall:
+    """One call of a Linear, with copies of its input and output."""
+
+    layer: str
+    event: int
+    read: int
+    made: int
+    given: Tensor
+    pre: Tensor
+
+
+@dataclass
+class Observation:
+    """All that was seen during one replay."""
+
+    values: list[Value] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    calls: list[LinearCall] = field(default_factory=list)
+    outputs: tuple[int, ...] = ()
+    read: dict[int, str] = field(default_factory=dict)  # origin -> function that handed a value to Python
+    lost: dict[int, str] = field(default_factory=dict)  # origin -> module in which it was lost from sight
+    hidden_uses: dict[str, str] = field(default_factory=dict)  # parameter -> module that used it out of sight
+
+
+class Observer(TorchFunctionMode):
+    """Replays one tape on a model and notes every function call, module call and value."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.seen = Observation()
+        self._quiet = 0
+        self._ids: dict[tuple[int, int], int] = {}
+        self._memory: dict[int, list[int]] = defaultdict(list)  # storage -> values in it
+        self._unseen: dict[int, frozenset[int]] = {}  # storage -> origins of what was written out of sight
+        self._alive: list[Tensor] = []
+        self._open: list[int] = []
+        self._linears: dict[int, str] = {}
+        self._device = model_device(model)
+        self._named = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
+
+    def run(self, tape: Tape, *, training: bool) -> Observation:
+        """Replay in the present modes and return what was seen."""
+        arguments = bind(self.model, tape)
+        for tensor in tensors_of(arguments):
+            self._new(tensor, frozenset({INPUT}))
+        with ExitStack() as stack:
+            self._hook(stack)
+            stack.enter_context(_Below(self))
+            stack.enter_context(self)
+            self.seen.outputs = tuple(execute(self.model, tape, arguments, self._collect, training=training))
+        return self.seen
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What runs inside is seen already, or our own."""
+        self._quiet += 1
+        try:
+            yield
+        finally:
+            self._quiet -= 1
+
+    @property
+    def watching(self) -> bool:
+        """Whether what happens now is to be noted."""
+        return not self._quiet and not in_backward()
+
+    @property
+    def where(self) -> str:
+        """The innermost module that is being called."""
+        return repr(self.seen.frames[self._open[-1]].name or "the model") if self._open else "the training step"
+
+    def _collect(self, output: Tensor) -> int:
+        with self.quiet():
+            return self.number(output)
+
+    # ---- values ----
+
+    def number(self, tensor: Tensor) -> int:
+        """The number of the value that a tensor is now."""
+        key = (id(tensor), version_of(tensor))
+        if key in self._ids:
+            return self._ids[key]
+        if id(tensor) in self._named:
+            return self._new(tensor, frozenset(), name=self._named[id(tensor)])
+        storage = storage_of(tensor)
+        if storage is None:
+            return self._new(tensor, frozenset())
+        for number in self._memory.get(storage, ()):
+            if self._is_current(number) and _same_place(self.seen.values[number].tensor, tensor):
+                self._ids[key] = number
+                self._alive.append(tensor)
+                return number
+        origins = self._origins_in(storage)
+        for origin in origins:
+            self.seen.lost.setdefault(origin, self.where)
+        return self._new(tensor, origins)
+
+    def _is_current(self, number: int) -> bool:
+        tensor = self.seen.values[number].tensor
+        return self._ids.get((id(tensor), version_of(tensor))) == number
+
+    def _origins_in(self, storage: int) -> frozenset[int]:
+        known = (self.seen.values[number].origins for number in self._memory.get(storage, ()))
+        return frozenset().union(*known, self._unseen.get(storage, frozenset()))
+
+    def _new(
+        self, tensor: Tensor, origins: frozenset[int], *, name: str | None = None, producer: int | None = None
+    ) -> int:
+        number = len(self.seen.values)
+        self.seen.values.append(Value(tensor, origins, name, producer))
+        self._ids[id(tensor), version_of(tensor)] = number
+        storage = storage_of(tensor)
+        if storage is not None:
+            self._memory[storage].append(number)
+        return number
+
+    # ---- functions ----
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note one function call."""
+        kwargs = kwargs or {}
+        if not self.watching:
+            return func(*args, **kwargs)
+        with self.quiet():
+            if raw_name(func) in METADATA:
+                return func(*args, **kwargs)
+            given = tensors_of((args, kwargs))
+            inputs = tuple(self.number(tensor) for tensor in given)
+            versions = [version_of(tensor) for tensor in given]
+            linear = self._own_linear(func)
+            before = (given[0].detach().clone(),) if linear else ()
+            result = func(*args, **kwargs)
+            changed = [t for t, version in zip(given, versions, strict=True) if version_of(t) != version]
+            self._note(func, (args, kwargs), inputs, result, changed, linear, before)
+        return result
+
+    def _own_linear(self, func: Callable[..., Any]) -> str | None:
+        """The name of the Linear whose own computation this is."""
+        if func is not nn.functional.linear or not self._open:
+            return None
+        return self._linears.get(self.seen.frames[self._open[-1]].module)
+
+    def _note(
+        self,
+        func: Callable[..., Any],
+        arguments: tuple[Any, Any],
+        inputs: tuple[int, ...],
+        result: Any,
+        changed: list[Tensor],
+        linear: str | None,
+        before: tuple[Tensor, ...],
+    ) -> None:
+        seen = self.seen
+        numbers = iter(inputs)
+        args, kwargs = map_tensors(lambda _: Slot(next(numbers)), arguments)
+        event, at = len(seen.events), len(seen.calls)
+        origins = frozenset().union(*(seen.values[number].origins for number in inputs))
+        carried = frozenset({at}) if linear else origins
+        returned = tensors_of(result)
+        results = tuple(self._result(tensor, carried, event) for tensor in returned)
+        writes = self._writes(changed, carried, event)
+        if not results and not writes:
+            if raw_name(func) != "type":  # asks for the name of the type when it returns no tensor
+                for origin in origins:
+                    seen.read.setdefault(origin, function_name(func))
+            return
+        if all(number in inputs for number in results) and not writes:
+            return  # it returned its argument as it was
+        seen.events.append(
+            Event(
+                func,
+                args,
+                kwargs,
+                inputs,
+                results,
+                writes,
+                self._open[-1] if self._open else None,
+                autocast_now(self._device),
+                carried,
+                at if linear else None,
+            )
+        )
+        if linear:
+            pre = returned[0].detach().clone()
+            seen.calls.append(LinearCall(linear, event, inputs[0], results[0], before[0], pre))
+
+    def _result(self, tensor: Tensor, origins: frozenset[int], event: int) -> int:
+        key = (id(tensor), version_of(tensor))
+        if key in self._ids:
+            return self._ids[key]
+        return self._new(tensor, origins, producer=event)
+
+    def _writes(self, changed: list[Tensor], origins: frozenset[int], event: int) -> tuple[tuple[int, int], ...]:
+        """Give new numbers to everything that lives in memory that was changed."""
+        writes = []
+        for storage in {storage_of(tensor) for tensor in changed} - {None}:
+            assert storage is not None
+            for old in reversed(self._memory[storage].copy()):  # the latest version of each tensor first
+                value = self.seen.values[old]
+                if (id(value.tensor), version_of(value.tensor)) in self._ids:
+                    continue
+                name = self._named.get(id(value.tensor))
+                # running statistics are no path of data to a later function
+                carried = frozenset() if name else origins | value.origins
+                writes.append((self._new(value.tensor, carried, name=name, producer=event), old))
+        return tuple(writes)
+
+    # ---- modules ----
+
+    def _hook(self, stack: ExitStack) -> None:
+        hooked: set[int] = set()
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if id(module) in hooked:
+                continue
+            hooked.add(id(module))
+            if is_linear(module):
+                self._linears[id(module)] = canonical_name(name)
+            before, after = self._hooks(canonical_name(name))
+            stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+
+    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.watching:
+                with self.quiet():
+                    given = tuple(self.number(tensor) for tensor in tensors_of((args, kwargs)))
+                simple = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
+                parent = self._open[-1] if self._open else None
+                self._open.append(len(self.seen.frames))
+                self.seen.frames.append(Frame(parent, id(module), name, given, simple))
+
+        def after(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
+            if self.watching:
+                with self.quiet():
+                    frame = self.seen.frames[self._open.pop()]
+                    frame.returned = tuple(self.number(tensor) for tensor in tensors_of(result))
+                    frame.simple = frame.simple and isinstance(result, Tensor)
+
+        return before, after
+
+    # ---- below the functions ----
+
+    def out_of_sight(self, func: Any, given: list[Tensor], returned: list[Tensor]) -> None:
+        """Note an operation that no function call announced."""
+        read = {storage_of(tensor) for tensor in given} - {None}
+        made = {storage_of(tensor) for tensor in returned} - {None}
+        if made <= read and not func._schema.is_mutable:
+            return  # a view reads no value
+        origins: frozenset[int] = frozenset()
+        for storage in read:
+            assert storage is not None
+            origins |= self._origins_in(storage)
+            for number in self._memory.get(storage, ()):
+                name = self.seen.values[number].name
+                if name is not None:
+                    self.seen.hidden_uses.setdefault(name, self.where)
+        for origin in origins:
+            self.seen.lost.setdefault(origin, self.where)
+        self._alive.extend(returned)
+        self._unseen.update({storage: origins for storage in made if storage is not None})
+
+
+class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells an observer of the operations that run while no function that it sees is under way."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._observer = observer
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        watching = self._observer.watching
+        with self._observer.quiet():
+            result = func(*args, **(kwargs or {}))
+            if watching:
+                self._observer.out_of_sight(func, tensors_of((args, kwargs)), tensors_of(result))
+        return result
+
+
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    return bool(
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.storage_offset() == other.storage_offset()
+    )

@@ -1,0 +1,57 @@
+"""The fixed list of reasons for which a layer, or its neurons, may not be merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REASONS: dict[str, str] = {
+    "joined by": "the layer's values meet other data in this function (a residual, gate or concatenation) before they "
+    "reach a Linear; let each consumer read one layer alone",
+    "is the model's output": "what the layer computes is returned by the recorded calls, so its neurons are outputs",
+    "columns mix": "what lies between the layer and its consumers (softmax, layer norm) lets one neuron change another",
+    "rows mix": "what lies between the layer and its consumers lets one sample or position change another",
+    "changes size": "the consumer reads another number of values than the layer has neurons",
+    "cannot be cut": "what lies between cannot be re-executed on fewer neurons, as when a tensor with one value per "
+    "neuron is neither a parameter nor a buffer; register it as a buffer, or take widths from the tensor's shape",
+    "random in eval": "re-executing what lies between gives other values each time, in eval mode too",
+    "weight computed": "the weight is no plain parameter (weight norm, parametrization, pruning mask); "
+    "remove the parametrization first",
+    "weight shared": "the weight or bias is held by another module too, or used by another function",
+    "forward overridden": "the class or instance replaces nn.Linear's forward, so what it computes is not known",
+    "consumer shared": "the consuming Linear is fed by other data too, in this or another call",
+    "calls disagree": "the layer is called several times and different things lie behind it",
+    "differs in train mode": "in train mode other functions consume the layer than in eval mode",
+    "value read by code": "the program reads a value of the layer as a number (if, item, numpy), so what it does next "
+    "cannot be known; use torch.where or move the reading out of forward",
+    "lost from sight in": "code that torch cannot show (an extension, a scripted module) handles the values",
+    "activation in code": "a function call or operator lies between, which cannot be taken out; use a module for it",
+    "activation shared": "a module between is used elsewhere too; give each layer a module of its own",
+    "batch-norm statistics lag": "running statistics have not settled yet; train on, or update them",
+    "no consumer": "some of what is computed from the layer is used by no Linear that was seen",
+    "never called": "the recorded calls do not use it; record a step that does",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is refused: a key of `REASONS` and what it refers to here.
+
+    >>> str(Reason("joined by", "cat")), str(Reason("columns mix"))
+    ('joined by cat', 'columns mix')
+    """
+
+    key: str
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.key in REASONS, self.key
+
+    def __str__(self) -> str:
+        if not self.detail:
+            return self.key
+        return f"{self.key} {self.detail}" if self.key.endswith((" by", " in")) else f"{self.key} ({self.detail})"
+
+    @property
+    def explanation(self) -> str:
+        """What it means and what can be done."""
+        return REASONS[self.key]

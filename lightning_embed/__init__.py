@@ -1,3 +1,60 @@
-"""Find the smaller network inside a network in training: watch, merge, check, train on."""
+"""Find the smaller network inside a network in training: watch, merge, check, train on.
+
+The Lightning callbacks are in `lightning_embed.callbacks`; importing this package does not import Lightning.
+"""
+
+from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
+from lightning_embed.operators import (
+    add_null_neurons,
+    drop_null_neurons,
+    lift_layer,
+    merge_layers,
+    merge_neurons,
+    split_neuron,
+)
+from lightning_embed.statistics import MinimalPearsonCorrelation, minimal_pearson_correlation
+from lightning_embed.surgery import (
+    Criteria,
+    Measurement,
+    Plan,
+    Record,
+    Result,
+    Tolerance,
+    apply,
+    attach,
+    detach,
+    load_from_checkpoint,
+    measure,
+    propose,
+    prune,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Criteria",
+    "EmbeddingError",
+    "InputError",
+    "Measurement",
+    "MinimalPearsonCorrelation",
+    "Plan",
+    "Record",
+    "ReplayError",
+    "Result",
+    "Tolerance",
+    "add_null_neurons",
+    "apply",
+    "attach",
+    "detach",
+    "drop_null_neurons",
+    "lift_layer",
+    "load_from_checkpoint",
+    "measure",
+    "merge_layers",
+    "merge_neurons",
+    "minimal_pearson_correlation",
+    "propose",
+    "prune",
+    "split_neuron",
+]

@@ -1,4 +1,5 @@
 """Settings shared by all tests."""
+
 import torch
 from hypothesis import HealthCheck, settings
 

@@ -131,9 +131,7 @@ def back(name: str, value: Tensor, like: Tensor) -> Tensor:
     """
     result = value.to(device=like.device, dtype=like.dtype)
     if not torch.isfinite(result).all():
-        raise InputError(
-            f"{name} is too large for {like.dtype}; convert the layer to float32 or float64 first"
-        )
+        raise InputError(f"{name} is too large for {like.dtype}; convert the layer to float32 or float64 first")
     return result
 
 

@@ -125,9 +125,7 @@ def _inserted_width(width: int | None, fan_in: int, fan_out: int, *, skip: bool)
     if width is None:
         return least
     if skip and width != fan_in:
-        raise InputError(
-            f"width must be fan_in = {fan_in} with skip=True, because the skip adds them, not {width}"
-        )
+        raise InputError(f"width must be fan_in = {fan_in} with skip=True, because the skip adds them, not {width}")
     if width < least:
         raise InputError(f"width must be at least min(fan_in, fan_out) = {least}, not {width}")
     return width

@@ -74,9 +74,7 @@ def add_null_neurons(
     if b_in is None and bias is not None:
         raise InputError("bias was given but the layer has no b_in; give zeros as b_in to add one")
     if output_weights is not None and values is None:
-        raise InputError(
-            "values is needed with output_weights: give the activation's values at the new biases"
-        )
+        raise InputError("values is needed with output_weights: give the activation's values at the new biases")
 
     new_bias = _given_or_zeros("bias", bias, (count,), rows)
     new_rows = _given_or_zeros("input_weights", input_weights, (count, fan_in), rows)
@@ -151,9 +149,7 @@ def drop_null_neurons(
     neurons = checks.indices("neurons", neurons, width)
     constants = checks.vector("values", values, len(neurons)).to(columns.device)
     if len(neurons) == width:
-        raise InputError(
-            "neurons names the whole layer; remove it with merge_layers and a slope of zero instead"
-        )
+        raise InputError("neurons names the whole layer; remove it with merge_layers and a slope of zero instead")
     kept = [neuron for neuron in range(width) if neuron not in set(neurons)]
     return (
         w_in[kept],

@@ -74,9 +74,7 @@ def _shares(alpha: float | Sequence[float] | Tensor) -> Tensor:
     # Shares of opposite sign cancel: their sum is as exact as the largest of them.
     resolution = 16 * len(shares) * torch.finfo(precision).eps * float(shares.abs().sum())
     if not math.isclose(float(shares.sum()), 1.0, rel_tol=0.0, abs_tol=resolution):
-        raise InputError(
-            f"alpha must sum to 1, not to {float(shares.sum())!r}; divide the shares by their sum"
-        )
+        raise InputError(f"alpha must sum to 1, not to {float(shares.sum())!r}; divide the shares by their sum")
     return shares
 
 
@@ -133,9 +131,7 @@ def merge_neurons(
     offset = checks.bias("b_out", b_out, columns)
     kept = checks.indices("kept", kept, width)
     if not kept or any(left > right for left, right in pairwise(kept)):
-        raise InputError(
-            f"kept must name at least one neuron, in increasing order, not {kept}; sort it with mix"
-        )
+        raise InputError(f"kept must name at least one neuron, in increasing order, not {kept}; sort it with mix")
     mix = checks.matrix("mix", mix, rows=width, columns=len(kept)).to(columns.device)
     shift = checks.vector("shift", shift, width).to(columns.device)
     return (
@@ -146,9 +142,7 @@ def merge_neurons(
     )
 
 
-def group_mix(
-    groups: Sequence[Sequence[int]], width: int, ratio: Tensor | None = None
-) -> tuple[list[int], Tensor]:
+def group_mix(groups: Sequence[Sequence[int]], width: int, ratio: Tensor | None = None) -> tuple[list[int], Tensor]:
     """Write a grouping of neurons as the `kept` and `mix` of `merge_neurons`.
 
     The first neuron r of a group represents it: mix[j, r] = ratio[j] for every j of the group, which says
@@ -184,9 +178,7 @@ def group_mix(
             represented_by[neuron] = group[0]
     kept = sorted(set(represented_by))
     if not (ratio[kept] == 1).all():
-        raise InputError(
-            "ratio must be 1 at every kept neuron; divide each group by its representative's value"
-        )
+        raise InputError("ratio must be 1 at every kept neuron; divide each group by its representative's value")
     position = {neuron: column for column, neuron in enumerate(kept)}
     mix = torch.zeros(width, len(kept), dtype=torch.float64, device=ratio.device)
     mix[range(width), [position[neuron] for neuron in represented_by]] = ratio

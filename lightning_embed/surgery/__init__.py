@@ -1,1 +1,40 @@
-"""surgery."""
+"""The only place that changes a model."""
+
+from lightning_embed.surgery.apply import apply
+from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.measure import LayerMeasurement, Measurement
+from lightning_embed.surgery.merging import merge
+from lightning_embed.surgery.plan import (
+    Criteria,
+    LayerMerge,
+    NeuronMerge,
+    Plan,
+    Record,
+    Tolerance,
+    records_table,
+)
+from lightning_embed.surgery.prune import Result, Size, measure, propose, prune
+
+__all__ = [
+    "KEY",
+    "Criteria",
+    "LayerMeasurement",
+    "LayerMerge",
+    "Measurement",
+    "NeuronMerge",
+    "Plan",
+    "Record",
+    "Result",
+    "Size",
+    "Tolerance",
+    "apply",
+    "attach",
+    "detach",
+    "load_from_checkpoint",
+    "measure",
+    "merge",
+    "propose",
+    "prune",
+    "read_architecture",
+    "records_table",
+]

@@ -278,9 +278,7 @@ def test_lifting_preserves_the_output_on_the_data(data, linear, affine, skip):
     w, b, x = linear
     (w1, b1, w2, b2), scale = lifted(data, linear, affine, skip=skip)
     pre = x @ w1.T + b1
-    assert (
-        (pre > affine.segment[0]) & (pre < affine.segment[1])
-    ).all()  # 000, Def. 4.2 (ii), padding included
+    assert ((pre > affine.segment[0]) & (pre < affine.segment[1])).all()  # 000, Def. 4.2 (ii), padding included
     after = layer_output(x, w1, b1, w2, b2, affine.activation, skip=skip)
     assert_close(after, F.linear(x, w, b), **tolerance(x.dtype, scale))
 

@@ -80,9 +80,7 @@ def test_merging_needs_no_bias_where_nothing_stands_in_it():
 
 
 def test_a_layer_of_constants_merges_with_slope_zero():
-    w, b = merge_layers(
-        normal(3, 2), None, torch.ones(1, 3), None, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
-    )
+    w, b = merge_layers(normal(3, 2), None, torch.ones(1, 3), None, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
     assert w.tolist() == [[0, 0]]
     assert b.tolist() == [6]
 

@@ -1,0 +1,119 @@
+"""Watch a training: linearization, condensation and gradients of every hidden layer, logged as metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_embed.callbacks._trainer import Callback, log_epoch, log_step
+from lightning_embed.callbacks.recording import Observed, StepRecording
+from lightning_embed.errors import InputError
+from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
+from lightning_embed.surgery import Criteria, Measurement
+from lightning_embed.surgery.measure import measure_layers
+from lightning_embed.tree import canonical_name
+
+
+class EmbeddingMonitor(Callback):
+    """Log, per hidden layer, how linear it acts, how many neurons are needed, and its gradient.
+
+    On every `every_n_steps`-th optimizer step, one training batch is recorded and replayed in eval mode:
+
+    - `mpc/<layer>`: minimal Pearson correlation of pre- and post-activations (paper 000, eq. 5.1);
+    - `depth`: hidden layers observed, `linear_layers`: those with MPC of at least `criteria.linearization`;
+    - `grad_norm/<layer>`: L2 norm of the gradient of a layer's parameters, and `grad_norm/l1`: the L1 norm of the whole
+      gradient, the papers' criterion of a critical point (both unscaled and before clipping).
+
+    At the end of every epoch, on its last sampled batch: `width/cosine/<layer>` and `width/span/<layer>`, the neurons
+    that the two criteria would keep, and `width`, the number of neurons in all hidden layers.
+
+    Every metric reaches the loggers and `trainer.callback_metrics`, so that EarlyStopping and ModelCheckpoint can
+    monitor it. Training is not influenced: weights, buffers and random state stay as they would be without it.
+
+    Args:
+        every_n_steps: optimizer steps between two samples.
+        criteria: the thresholds at which layers and kept neurons are counted.
+
+    Raises:
+        InputError: `every_n_steps` is no positive integer.
+
+    >>> EmbeddingMonitor(every_n_steps=10).every_n_steps
+    10
+    """
+
+    def __init__(self, every_n_steps: int = 50, criteria: Criteria | None = None) -> None:
+        super().__init__()
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise InputError(f"EmbeddingMonitor(every_n_steps=…) must be a positive integer, got {every_n_steps!r}.")
+        self.every_n_steps = every_n_steps
+        self.criteria = criteria or Criteria()
+        self.measurement: Measurement | None = None
+        self._recording = StepRecording()
+        self._observed = Observed()
+        self._sampled_step = -1
+        self._gradients: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Begin to record, when this step is one to sample."""
+        del batch, batch_idx
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._sampled_step:
+            self._sampled_step = step
+            self._recording.start(pl_module)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The forward pass is over."""
+        del trainer, loss
+        if pl_module.automatic_optimization:
+            self._recording.stop()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Gradients are complete here, unscaled and not yet clipped."""
+        del optimizer
+        if trainer.global_step != self._sampled_step:
+            return
+        gradients = named_gradients(pl_module)
+        norms = gradient_norms(gradients)
+        self._gradients = {f"grad_norm/{canonical_name(name)}": norm.item() for name, norm in norms.items()}
+        self._gradients["grad_norm/l1"] = gradient_l1(gradients).item()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure what was recorded, and log."""
+        del outputs, batch, batch_idx
+        self._recording.stop()
+        metrics, self._gradients = self._gradients, {}
+        tape = self._recording.take()
+        if tape is not None:
+            graph = self._observed.graph(pl_module, [tape])
+            self.measurement = measure_layers(pl_module, graph, [tape], self.criteria, widths=False)
+            metrics |= {f"mpc/{one.layer}": one.mpc for one in self.measurement.layers}
+            metrics["depth"] = float(self.measurement.depth)
+            if self.criteria.linearization is not None:
+                metrics["linear_layers"] = float(self.measurement.linear_layers(self.criteria.linearization))
+        if metrics:
+            log_step(trainer, pl_module, metrics)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Count the neurons that the criteria would keep."""
+        del trainer
+        tape = self._recording.last
+        if tape is None:
+            return
+        graph = self._observed.graph(pl_module, [tape])
+        self.measurement = measure_layers(pl_module, graph, [tape], self.criteria)
+        metrics = {}
+        for one in self.measurement.layers:
+            if one.width_cosine is not None:
+                metrics[f"width/cosine/{one.layer}"] = float(one.width_cosine)
+            if one.width_span is not None:
+                metrics[f"width/span/{one.layer}"] = float(one.width_span)
+        log_epoch(pl_module, metrics)
+        shown = {
+            "depth": float(self.measurement.depth),
+            "width": float(sum(x.width for x in self.measurement.layers)),
+        }
+        log_epoch(pl_module, shown, prog_bar=True)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hook behind."""
+        del trainer, pl_module, exception
+        self._recording.stop()

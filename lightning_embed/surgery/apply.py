@@ -1,0 +1,187 @@
+"""Carry out the steps of a plan on a model: new weights computed, checked, then put in place all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.errors import InputError
+from lightning_embed.operators import merge_layers, merge_neurons
+from lightning_embed.surgery.checkpoint import Attachment, attach
+from lightning_embed.surgery.edit import Edits, submodule
+from lightning_embed.surgery.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
+from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Step
+
+
+@dataclass
+class Applied:
+    """A step that was carried out: how to take it back, and where every parameter went."""
+
+    edits: Edits = field(default_factory=Edits)
+    moves: list[ParameterMove] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Put the old parameters, buffers and modules back; the very same objects, so bit for bit."""
+        self.edits.undo()
+        self.moves.clear()
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+) -> None:
+    """Carry out a plan on a model in place, without a check of its effect.
+
+    The model's state dict describes its architecture from then on (see `attach`). `prune` is the way that
+    measures the effect of every step and undoes what changes too much.
+
+    Args:
+        model: the model that the plan was proposed for (or one of the same architecture).
+        plan: what to merge, from `propose` or `Plan.from_dict`.
+        optimizers: optimizers that hold the model's parameters; they are edited in place: the same objects, groups
+            and hyper-parameters, with first and second moments carried over where a map exists.
+
+    Raises:
+        InputError: a step does not fit the model (a name is missing, a width differs, a value is not finite). The
+            model and the optimizers are then as they were before the call.
+    """
+    if isinstance(optimizers, torch.optim.Optimizer):
+        optimizers = (optimizers,)
+    attachment = attach(model)
+    done: list[Applied] = []
+    try:
+        done.extend(apply_step(model, step) for step in plan)
+    except Exception:
+        for applied in reversed(done):
+            applied.undo()
+        attachment.forget_untouched(model)
+        raise
+    # the steps' moves chain: what one step's move calls new is the next one's old
+    for applied in done:
+        remap_optimizers(optimizers, applied.moves)
+
+
+def apply_step(model: nn.Module, step: Step) -> Applied:
+    """Carry out one step; on an error nothing is changed."""
+    attachment = attach(model)
+    applied = Applied()
+    try:
+        if isinstance(step, LayerMerge):
+            _merge_layer(model, step, applied, attachment)
+        else:
+            _merge_neurons(model, step, applied, attachment)
+    except Exception:
+        applied.undo()
+        raise
+    return applied
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    try:
+        module = submodule(model, name)
+    except KeyError:
+        raise InputError(
+            f"The plan names layer {name!r}, which the model does not have; was the plan made for another model?"
+        ) from None
+    if not isinstance(module, nn.Linear):
+        raise InputError(
+            f"The plan merges {name!r}, which is a {type(module).__name__} and not an nn.Linear in this model; "
+            "was it applied already?"
+        )
+    return module
+
+
+def _require(fits: bool, layer: str, what: str) -> None:
+    if not fits:
+        raise InputError(f"The plan does not fit layer {layer!r} of this model: {what}. Propose it anew.")
+
+
+def _finite(layer: str, *tensors: Tensor) -> None:
+    _require(all(bool(torch.isfinite(one).all()) for one in tensors), layer, "the merged weights are not finite")
+
+
+def _merge_layer(model: nn.Module, step: LayerMerge, applied: Applied, attachment: Attachment) -> None:
+    layer = _linear(model, step.layer)
+    width, fan_in = layer.weight.shape
+    _require(step.slope.shape == step.intercept.shape == (width,), step.layer, f"its width is {width}")
+    _require(step.input_power.shape == (fan_in,), step.layer, f"it has {fan_in} inputs")
+    consumers = [_linear(model, name) for name in step.consumers]
+    slope, intercept = step.slope.to(layer.weight.device), step.intercept.to(layer.weight.device)
+    merged = []
+    for name, consumer in zip(step.consumers, consumers, strict=True):
+        _require(consumer.in_features == width, name, f"it reads {consumer.in_features} inputs, not {width}")
+        merged.append(merge_layers(layer.weight, layer.bias, consumer.weight, consumer.bias, slope, intercept))
+        _finite(name, *(one for one in merged[-1] if one is not None))
+
+    edits = applied.edits
+    for name, consumer, (weight, bias) in zip(step.consumers, consumers, merged, strict=True):
+        attachment.remember(model, name)
+        old, old_bias = consumer.weight, consumer.bias
+        edits.set_tensor(consumer, "weight", weight)
+        edits.sync_counts(consumer)
+        fresh = Fresh(old, consumer.weight, old_bias, step.input_power, step.feature_power)
+        applied.moves.append(fresh)
+        _set_bias(consumer, bias, applied)
+    for name in (step.layer, *step.region_modules):
+        attachment.remember(model, name)
+        gone = submodule(model, name)
+        edits.set_slot(model, name, nn.Identity().train(gone.training))
+        applied.moves.extend(Whole(parameter, None) for parameter in gone.parameters())
+
+
+def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attachment: Attachment) -> None:
+    layer = _linear(model, step.layer)
+    width = layer.out_features
+    kept = list(step.kept)
+    _require(step.mix.shape == (width, len(kept)), step.layer, f"its width is {width}, the plan's {step.width}")
+    _require(bool(kept) and sorted(set(kept)) == kept and kept[-1] < width, step.layer, "kept indices are off")
+    consumers = [_linear(model, name) for name in step.consumers]
+    mix, shift = step.mix.to(layer.weight.device), step.shift.to(layer.weight.device)
+    merged = []
+    for name, consumer in zip(step.consumers, consumers, strict=True):
+        _require(consumer.in_features == width, name, f"it reads {consumer.in_features} inputs, not {width}")
+        merged.append(merge_neurons(layer.weight, layer.bias, consumer.weight, consumer.bias, kept, mix, shift))
+        _finite(name, *(one for one in merged[-1] if one is not None))
+
+    edits = applied.edits
+    index = torch.tensor(kept, device=layer.weight.device)
+    # features of one group are multiples of one another, so its input gradients add up; a span has no such map
+    adds_up = mix if step.criterion == "condensation" else None
+    attachment.remember(model, step.layer)
+    for name, value in (("weight", merged[0][0]), ("bias", merged[0][1])):
+        old = getattr(layer, name)
+        if old is not None:
+            edits.set_tensor(layer, name, value)
+            applied.moves.append(Sliced(old, getattr(layer, name), index, 0, adds_up))
+    edits.sync_counts(layer)
+    for qualified, dim in step.per_neuron:
+        owner_name, _, tensor_name = qualified.rpartition(".")
+        owner = submodule(model, owner_name)
+        attachment.remember(model, owner_name)
+        old = getattr(owner, tensor_name)
+        _require(old.shape[dim] == width, qualified, f"dimension {dim} is {old.shape[dim]}, not {width}")
+        edits.set_tensor(owner, tensor_name, old.detach().index_select(dim, index.to(old.device)))
+        if isinstance(old, nn.Parameter):
+            applied.moves.append(Sliced(old, getattr(owner, tensor_name), index, dim))
+        edits.sync_counts(owner)
+    for name, consumer, (_, _, weight, bias) in zip(step.consumers, consumers, merged, strict=True):
+        attachment.remember(model, name)
+        old = consumer.weight
+        edits.set_tensor(consumer, "weight", weight)
+        edits.sync_counts(consumer)
+        applied.moves.append(Sliced(old, consumer.weight, index, 1))
+        _set_bias(consumer, bias, applied)
+
+
+def _set_bias(consumer: nn.Linear, bias: Tensor | None, applied: Applied) -> None:
+    """Give a consumer its new bias; where it had none, the optimizer learns of one more parameter."""
+    if bias is None:
+        return
+    old = consumer.bias
+    applied.edits.set_tensor(consumer, "bias", bias, like=consumer.weight)
+    applied.moves.append(Whole(old, consumer.bias, beside=consumer.weight))

@@ -1,0 +1,108 @@
+"""Try and check: how far a changed model's outputs are from what they were, on data that no fit has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.errors import InputError, ReplayError
+from lightning_embed.surgery.plan import Tolerance
+from lightning_embed.tape import Tape, replay
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a changed model does to the outputs: change and agreement (see `Tolerance`), or why it failed."""
+
+    change: float
+    agreement: float
+    failure: str = ""
+
+
+class Check:
+    """The outputs of a model on the deciding tapes, as they are now, to compare the changed model with.
+
+    change = ‖f′ − f‖_F / ‖f − mean f‖_F with the mean over samples; of several output tensors the worst counts.
+    It replays on the plain model, with no hooks. Part of the check is that every parameter that gets a gradient now
+    still gets one (or is gone).
+
+    Raises:
+        InputError: the outputs are not finite, or there is no floating-point output.
+    """
+
+    def __init__(self, model: nn.Module, tapes: Sequence[Tape], tolerance: Tolerance | None) -> None:
+        self._tapes = tapes
+        self._tolerance = tolerance
+        self._outputs = self._run(model)
+        self._trained = self._with_gradient(model)
+        if not self._outputs:
+            raise InputError("The calibration calls return no floating-point tensor; say which with output=.")
+        if not all(bool(torch.isfinite(one).all()) for one in self._outputs):
+            raise InputError(
+                "The model's outputs on the calibration data hold NaN or infinite values, so no merge can be checked; "
+                "look at the data and at the weights."
+            )
+        if tolerance is not None and tolerance.agreement is not None and all(one.shape[1] < 2 for one in self._outputs):
+            raise InputError(
+                "Tolerance(agreement=…) compares the arg-max of class scores, but the outputs have a single column; "
+                "leave agreement=None for a regression."
+            )
+
+    def effect(self, model: nn.Module) -> Effect:
+        """The cumulative effect of all changes since this object was made."""
+        try:
+            outputs = self._run(model)
+            lost = self._trained - self._with_gradient(model)
+        except ReplayError as error:
+            return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {error}")
+        if [one.shape for one in outputs] != [one.shape for one in self._outputs]:
+            return Effect(math.nan, math.nan, "the shapes of the outputs change")
+        lost &= {name for name, _ in model.named_parameters()}
+        change = max(_change(old, new) for old, new in zip(self._outputs, outputs, strict=True))
+        scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
+        agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
+        if lost:
+            return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
+        return Effect(change, agreement)
+
+    def refusal(self, effect: Effect) -> str:
+        """Why an effect is not allowed; empty when it is."""
+        if effect.failure or self._tolerance is None:
+            return effect.failure
+        if self._tolerance.allows(effect.change, effect.agreement):
+            return ""
+        if not effect.change <= self._tolerance.change:
+            return f"change {effect.change:.4f} > {self._tolerance.change:g}"
+        return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
+        columns: dict[tuple[int, int], list[Tensor]] = {}
+        for tape in self._tapes:
+            for place, output in enumerate(replay(model, tape)):
+                if output.is_floating_point() and output.numel():
+                    rows = output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)
+                    columns.setdefault((place, rows.shape[1]), []).append(rows.double())
+        return [torch.cat(parts) for parts in columns.values()]
+
+    def _with_gradient(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that the outputs of one tape depend on."""
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+        outputs = [one for one in replay(model, self._tapes[0], grad=True) if one.requires_grad]
+        if not named or not outputs:
+            return set()
+        total = torch.stack([one.double().sum() for one in outputs]).sum()
+        gradients = torch.autograd.grad(total, [one for _, one in named], allow_unused=True)
+        return {name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def _change(old: Tensor, new: Tensor) -> float:
+    difference = torch.linalg.vector_norm(new - old).item()
+    scale = torch.linalg.vector_norm(old - old.mean(dim=0)).item()
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale > 0.0 else math.inf

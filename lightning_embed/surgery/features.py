@@ -1,0 +1,146 @@
+"""What hidden layers compute on the calibration data, and how much the outputs depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.graph import HiddenLayer
+from lightning_embed.surgery.edit import submodule
+from lightning_embed.tape import Tape, replay
+
+MAX_ROWS = 16_384  # per layer; the tokens of long sequences are thinned evenly beyond this
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A hidden layer on the calibration data.
+
+    Attributes:
+        pre: the Linear's output, shape (rows, width).
+        post: the consumers' input, shape (rows, width).
+        input_power: mean square of the Linear's inputs, shape (fan_in,).
+        agree: whether all consumers read the same values.
+    """
+
+    pre: Tensor
+    post: Tensor
+    input_power: Tensor
+    agree: bool
+
+    @property
+    def rows(self) -> int:
+        """Number of samples (times positions)."""
+        return int(self.pre.shape[0])
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value is a number."""
+        return bool(torch.isfinite(self.pre).all() and torch.isfinite(self.post).all())
+
+
+def _rows(value: Tensor, cap: int) -> Tensor:
+    rows = value.reshape(-1, value.shape[-1])
+    return rows[:: max(1, -(-len(rows) // cap))]
+
+
+@contextmanager
+def _hooked(handles: Iterable[Any]) -> Iterator[None]:
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape]) -> dict[str, Features]:
+    """Replay tapes and keep what every given layer puts out and its consumers read."""
+    cap = max(1, MAX_ROWS // max(1, len(tapes)))
+    found: dict[str, dict[str, list[Tensor]]] = {
+        layer.name: {"pre": [], "power": [], **{name: [] for name in layer.consumers}} for layer in layers
+    }
+
+    def producer(store: dict[str, list[Tensor]]) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            store["pre"].append(_rows(output.detach(), cap))
+            store["power"].append(_rows(args[0].detach(), cap).double().square().mean(dim=0))
+
+        return hook
+
+    def consumer(store: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            store[name].append(_rows(args[0].detach(), cap))
+
+        return hook
+
+    handles = []
+    for layer in layers:
+        store = found[layer.name]
+        handles.append(submodule(model, layer.name).register_forward_hook(producer(store)))
+        handles.extend(
+            submodule(model, name).register_forward_pre_hook(consumer(store, name)) for name in layer.consumers
+        )
+    with _hooked(handles):
+        for tape in tapes:
+            replay(model, tape)
+    features = {}
+    for layer in layers:
+        store = found[layer.name]
+        posts = [torch.cat(store[name]) for name in layer.consumers]
+        features[layer.name] = Features(
+            pre=torch.cat(store["pre"]),
+            post=posts[0],
+            input_power=torch.stack(store["power"]).mean(dim=0),
+            agree=all(torch.equal(one, posts[0]) for one in posts[1:]),
+        )
+    return features
+
+
+def sensitivities(
+    model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape], *, seed: int
+) -> dict[str, Tensor]:
+    """Squared derivative of the outputs with respect to every hidden value, each of shape (rows, width).
+
+    One backward pass per tape with a random ±1 combination of the outputs: its square has the sum over outputs of
+    the squared derivatives as its mean.
+    """
+    cap = max(1, MAX_ROWS // max(1, len(tapes)))
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    leaves: dict[tuple[str, str], list[Tensor]] = {}
+
+    def probe(key: tuple[str, str]) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            leaves[key].append(torch.zeros_like(args[0], requires_grad=True))
+            return (args[0] + leaves[key][-1], *args[1:])
+
+        return hook
+
+    keys = [(layer.name, consumer) for layer in layers for consumer in layer.consumers]
+    with _hooked(submodule(model, key[1]).register_forward_pre_hook(probe(key)) for key in keys):
+        for tape in tapes:
+            leaves.update({key: [] for key in keys})
+            outputs = [one for one in replay(model, tape, grad=True) if one.requires_grad]
+            total = torch.zeros(())
+            for output in outputs:
+                sign = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+                total = total.to(output.device) + (output * sign).double().sum()
+            every = [leaf for key in keys for leaf in leaves[key]]
+            gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
+            by_key = {key: [next(gradients) for _ in leaves[key]] for key in keys}
+            for layer in layers:
+                # the consumers of one call read one value: their derivatives add up before squaring
+                calls = zip(*(by_key[layer.name, consumer] for consumer in layer.consumers), strict=True)
+                found[layer.name].extend(_rows(sum_of(call).square(), cap) for call in calls)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, in float64."""
+    return torch.stack([one.double() for one in tensors]).sum(dim=0)

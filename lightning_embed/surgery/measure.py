@@ -1,0 +1,157 @@
+"""Measure the hidden layers of a model on calibration data: the figures that nominate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from lightning_embed.graph import Graph, HiddenLayer
+from lightning_embed.statistics import (
+    Moments,
+    augmented_weights,
+    cosine_groups,
+    minimal_pearson_correlation,
+    span_order,
+)
+from lightning_embed.surgery.edit import submodule
+from lightning_embed.surgery.features import Features, collect_features
+from lightning_embed.surgery.plan import Criteria
+from lightning_embed.tape import Tape
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """One hidden layer on the calibration data.
+
+    Attributes:
+        layer: qualified name of the Linear.
+        width: number of neurons.
+        constant: number of neurons whose feature is constant on the data; they are left out of `mpc`.
+        mpc: minimal Pearson correlation (NaN where every neuron is constant).
+        width_cosine: neurons that condensation would keep; None where the neurons' functions differ.
+        width_span: neurons that the span criterion would keep.
+        merge_neurons: why neurons may not be merged; empty when they may.
+        merge_layer: why the layer may not be removed; empty when it may.
+    """
+
+    layer: str
+    width: int
+    constant: int
+    mpc: float
+    width_cosine: int | None
+    width_span: int | None
+    merge_neurons: str = ""
+    merge_layer: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every hidden layer of a model on the calibration data, and the Linears that were left alone and why."""
+
+    layers: tuple[LayerMeasurement, ...]
+    refused: tuple[tuple[str, str], ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers that are observed."""
+        return len(self.layers)
+
+    def linear_layers(self, threshold: float) -> int:
+        """Number of layers with MPC of at least `threshold`; one whose neurons are all constant counts."""
+        return sum(math.isnan(one.mpc) or one.mpc >= threshold for one in self.layers)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                one.layer,
+                one.width,
+                one.constant or "",
+                "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
+                "" if one.width_cosine is None else one.width_cosine,
+                "" if one.width_span is None else one.width_span,
+                one.merge_neurons or "yes",
+                one.merge_layer or "yes",
+            ]
+            for one in self.layers
+        ]
+        heads = [
+            "layer",
+            "width",
+            "constant",
+            "MPC",
+            "width/cosine",
+            "width/span",
+            "neurons may merge",
+            "layer may go",
+        ]
+        table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+        return "\n".join([table, *(f"left alone: {name}: {reason}" for name, reason in self.refused)])
+
+
+def measure_layers(
+    model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria, *, widths: bool = True
+) -> Measurement:
+    """Measure every hidden layer of a graph on tapes; `widths=False` leaves out the costlier kept widths."""
+    layers = list(graph.layers)
+    features = collect_features(model, layers, tapes) if layers else {}
+    measured = tuple(_measure(model, layer, features[layer.name], criteria, widths=widths) for layer in layers)
+    return Measurement(measured, tuple((name, str(reason)) for name, reason in graph.refused.items()))
+
+
+def _measure(
+    model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria, *, widths: bool
+) -> LayerMeasurement:
+    cosine = span = None
+    if widths and features.finite:
+        vectors = condensation_vectors(model, layer)
+        if vectors is not None and criteria.condensation is not None:
+            cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))
+        if criteria.span is not None:
+            span = len(span_order(features.post, consumer_weight(model, layer), criteria.span).kept)
+    return LayerMeasurement(
+        layer=layer.name,
+        width=layer.width,
+        constant=int(Moments.of(features.pre, features.post).constant.sum()),
+        mpc=float(minimal_pearson_correlation(features.pre, features.post)),
+        width_cosine=cosine,
+        width_span=span,
+        merge_neurons=layer.merge_neurons or "",
+        merge_layer=layer.merge_layer or "",
+    )
+
+
+def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:
+    """The weights of all consumers of a layer, one below the other: (sum of fan_outs, width)."""
+    return torch.cat([submodule(model, name).weight.detach().double() for name in layer.consumers])  # type: ignore[operator, union-attr]  # Linears by construction
+
+
+def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:
+    """Augmented input weights [w, b] whose cosine similarity nominates condensed neurons; None where it may not.
+
+    Equal directions mean equal features only if every column has the same activation. A batch norm right behind
+    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β.
+    """
+    linear = submodule(model, layer.name)
+    assert isinstance(linear, nn.Linear)
+    weight = linear.weight.detach().double()
+    bias = None if linear.bias is None else linear.bias.detach().double()
+    if layer.uniform:
+        return augmented_weights(weight, bias)
+    norm = submodule(model, layer.region_modules[0]) if layer.region_modules else None
+    first = f"{layer.region_modules[0]}." if layer.region_modules else ""
+    if not isinstance(norm, nn.BatchNorm1d) or not all(name.startswith(first) for name, _ in layer.per_neuron):
+        return None
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double()
+    shift = (shift if bias is None else shift + bias) * scale
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+        shift = shift * norm.weight.detach().double() + norm.bias.detach().double()
+    return augmented_weights(weight * scale[:, None], shift)

@@ -1,0 +1,214 @@
+"""The one pipeline: observe, measure, propose, try, check, keep or undo, record.
+
+`prune`, `propose` and the training callback all run `merge`; they differ in which model they hand over and in
+whether a tolerance decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lightning_embed.graph import Graph, HiddenLayer, observe
+from lightning_embed.surgery.apply import Applied, apply_step
+from lightning_embed.surgery.check import Check, Effect
+from lightning_embed.surgery.checkpoint import attach
+from lightning_embed.surgery.features import Features, collect_features, sensitivities
+from lightning_embed.surgery.optimizer import remap_optimizers
+from lightning_embed.surgery.plan import Criteria, LayerMerge, NeuronMerge, Plan, Record, Step, Tolerance
+from lightning_embed.surgery.propose import nominate_layer, nominate_neurons, nominate_null, refreshed
+from lightning_embed.tape import Tape
+
+log = logging.getLogger(__name__)
+
+
+def merge(
+    model: nn.Module,
+    fit: Sequence[Tape],
+    decide: Sequence[Tape],
+    *,
+    criteria: Criteria,
+    tolerance: Tolerance | None,
+    seed: int = 0,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    epoch: int | None = None,
+    step: int | None = None,
+) -> tuple[Plan, list[Record]]:
+    """Merge what the criteria nominate and the tolerance allows, in place.
+
+    Order: null neurons, then layers, then neurons, because one dead neuron hides a linear layer.
+
+    Args:
+        model: changed in place; every refused merge is undone bit for bit.
+        fit: tapes from which everything is measured and fitted.
+        decide: tapes on which the effect is measured.
+        criteria: what nominates.
+        tolerance: what decides; None accepts every nominated merge that can be computed.
+        seed: of the random combination of outputs that weights the fits.
+        optimizers: edited in place with every merge that is kept.
+        epoch: written into the records.
+        step: written into the records.
+
+    Returns:
+        The merges that were made, in order, and the record of everything that was nominated.
+    """
+    merging = _Merging(model, fit, decide, criteria, tolerance, seed, optimizers)
+    merging.when = {"epoch": epoch, "step": step}
+    return merging.run()
+
+
+class _Merging:
+    """One run of the pipeline."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fit: Sequence[Tape],
+        decide: Sequence[Tape],
+        criteria: Criteria,
+        tolerance: Tolerance | None,
+        seed: int,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        self.model, self.fit, self.decide = model, fit, decide
+        self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
+        self.optimizers = optimizers
+        self.when: dict[str, int | None] = {}
+        self.attachment = attach(model)
+        self.graph: Graph = observe(model, fit)
+        self.check = Check(model, decide, tolerance)
+        self.steps: list[Step] = []
+        self.records: list[Record] = []
+
+    def run(self) -> tuple[Plan, list[Record]]:
+        try:
+            self._null_neurons()
+            self._layers()
+            self._neurons()
+        finally:
+            self.attachment.forget_untouched(self.model)
+        return Plan(tuple(self.steps)), self.records
+
+    # the three criteria, in order
+
+    def _null_neurons(self) -> None:
+        features = self._features()
+        for layer in list(self.graph.layers):
+            if layer.name in features:
+                step = nominate_null(layer, features[layer.name])
+                if step is not None:
+                    self._attempt([step])
+
+    def _layers(self) -> None:
+        """Fit against the network as it is now, rank by the effect of each merge alone, then merge one by one."""
+        if self.criteria.linearization is None:
+            return
+        features = self._features()
+        layers = [one for one in self.graph.layers if one.merge_layer is None and one.name in features]
+        if not layers:
+            return
+        weights = sensitivities(self.model, layers, self.fit, seed=self.seed)
+        probe = Check(self.model, self.fit, None)
+        nominated: list[tuple[float, LayerMerge]] = []
+        for layer in layers:
+            fits = nominate_layer(
+                layer,
+                features[layer.name],
+                self.criteria,
+                weights[layer.name],
+                lambda pre, name=layer.name: self.graph.run_region(self.model, name, pre),  # type: ignore[misc]  # bound now
+            )
+            effects = [(self._alone(step, probe), step) for step in fits]
+            if effects:
+                nominated.append(min(effects, key=lambda pair: pair[0]))
+        for _, step in sorted(nominated, key=lambda pair: pair[0]):
+            layer = self._layer(step.layer)
+            self._attempt([refreshed(step, layer, self._features([layer])[step.layer])])
+
+    def _neurons(self) -> None:
+        """Layer after layer, on the features of the network as it has become."""
+        for layer in list(self.graph.layers):
+            features = self._features([layer]).get(layer.name)
+            if layer.merge_neurons is not None or features is None:
+                continue
+            candidates, short = nominate_neurons(self.model, layer, features, self.criteria)
+            if candidates:
+                self._attempt(candidates)
+            elif short:
+                width = (layer.width, layer.width)
+                self.records.append(
+                    Record("neurons", layer.name, "span", done=False, reason=short, width=width, **self.when)
+                )
+
+    # measuring
+
+    def _layer(self, name: str) -> HiddenLayer:
+        return next(one for one in self.graph.layers if one.name == name)
+
+    def _features(self, layers: Sequence[HiddenLayer] | None = None) -> dict[str, Features]:
+        """Features of the layers that can be worked on; the others leave the graph with their reason."""
+        layers = list(self.graph.layers) if layers is None else list(layers)
+        features = collect_features(self.model, layers, self.fit)
+        return {name: one for name, one in features.items() if one.finite and one.agree}
+
+    def _alone(self, step: LayerMerge, probe: Check) -> float:
+        """The change that one merge makes by itself, on the fitting data."""
+        try:
+            applied = apply_step(self.model, step)
+        except Exception:  # noqa: BLE001  # a candidate that cannot be computed is not a candidate
+            return float("inf")
+        try:
+            effect = probe.effect(self.model)
+            return float("inf") if effect.failure else effect.change
+        finally:
+            applied.undo()
+
+    # try and check
+
+    def _attempt(self, candidates: Sequence[Step]) -> None:
+        """Try candidates for one layer, the boldest first, until one is allowed; record what happened."""
+        refusals: list[Record] = []
+        for step in candidates:
+            before = _count(self.model)
+            applied = apply_step(self.model, step)
+            effect = self.check.effect(self.model)
+            reason = self.check.refusal(effect)
+            if reason:
+                applied.undo()
+                refusals.append(self._record(step, effect, reason, (before, before)))
+                continue
+            self.records.extend(refusals)
+            self._keep(step, applied, self._record(step, effect, "", (before, _count(self.model))))
+            return
+        self.records.extend(refusals)
+
+    def _keep(self, step: Step, applied: Applied, record: Record) -> None:
+        remap_optimizers(self.optimizers, applied.moves)
+        self.steps.append(step)
+        self.records.append(record)
+        self.attachment.history.append(record.to_dict())
+        self.graph = observe(self.model, self.fit)
+
+    def _record(self, step: Step, effect: Effect, reason: str, parameters: tuple[int, int]) -> Record:
+        is_layer = isinstance(step, LayerMerge)
+        width = len(step.slope) if isinstance(step, LayerMerge) else step.width
+        return Record(
+            kind=step.kind,
+            layer=step.layer,
+            criterion="linearization" if is_layer else step.criterion,  # type: ignore[union-attr]  # a NeuronMerge
+            done=not reason,
+            reason=reason,
+            evidence=dict(step.evidence),
+            change=effect.change,
+            agreement=effect.agreement,
+            width=(width, width if reason else len(step.kept) if isinstance(step, NeuronMerge) else 0),
+            parameters=parameters,
+            **self.when,
+        )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(one.numel() for one in model.parameters())

@@ -1,0 +1,139 @@
+"""Optimizers follow a merge in place: the same objects and groups, the moments carried over where a map exists.
+
+The gradient of the narrow network is Aᵀ times that of the wide one when θ_wide = A θ_narrow (paper 001, sec. 6), so
+*first* moments, which are linear in the gradient, map exactly:
+
+- output weights of a kept neuron see the same feature and the same error: its columns are taken over;
+- input weights of condensed neurons (w_i = r_i w_k) add up: m_k = Σ_i r_i m_i.
+
+*Second* moments have no exact map. One heuristic, the **coherent sum**, treats the gradients that add up as fully
+correlated: v_k = (Σ_i |r_i| √v_i)². It never underestimates, so no step overshoots.
+
+The product of two layers has no map at all. Its first moment starts at zero and its second at
+v_ij = v_bias,i · E[x_j²] (error and input independent), with the step count kept, so that bias correction does not
+blow up the first steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_FIRST = frozenset({"exp_avg", "momentum_buffer", "exp_inf_avg"})
+_SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf"})
+
+
+@dataclass(frozen=True, eq=False)
+class Sliced:
+    """`new` holds the rows (or columns) `index` of `old`; `mix` (width, kept) if their gradients add up."""
+
+    old: nn.Parameter
+    new: nn.Parameter
+    index: Tensor
+    dim: int
+    mix: Tensor | None = None
+
+    def carry(self, key: str, value: Tensor) -> Tensor:
+        """The state tensor `key` of `new`, from that of `old`."""
+        if self.mix is None or key not in _FIRST | _SECOND:
+            return value.index_select(self.dim, self.index.to(value.device))
+        mix = self.mix.to(device=value.device, dtype=torch.float64)
+        if key in _FIRST:
+            return (mix.T @ value.double()).to(value.dtype)
+        return (mix.abs().T @ value.double().sqrt()).square().to(value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """`old` becomes `new` with its state as it is; it goes (`new` None) or comes (`old` None, after `beside`)."""
+
+    old: nn.Parameter | None
+    new: nn.Parameter | None
+    beside: nn.Parameter | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """`new` is a product of layers: `old` is the consumer's weight, `bias` its bias as it was before."""
+
+    old: nn.Parameter
+    new: nn.Parameter
+    bias: nn.Parameter | None
+    input_power: Tensor
+    feature_power: float
+
+    def seed(self, key: str, value: Tensor, bias_value: Tensor | None) -> Tensor:
+        """A state tensor of the product: zero, or the independence estimate of a second moment."""
+        fresh = torch.zeros_like(self.new, dtype=value.dtype)
+        if key not in _SECOND:
+            return fresh
+        power = self.input_power.to(device=value.device, dtype=torch.float64)
+        if bias_value is not None:
+            error = bias_value.double()
+        else:
+            error = value.double().mean(dim=1) / max(self.feature_power, torch.finfo(torch.float32).tiny)
+        return torch.outer(error, power).to(value.dtype)
+
+
+ParameterMove = Sliced | Whole | Fresh
+
+
+def remap_optimizers(optimizers: Iterable[torch.optim.Optimizer], moves: Iterable[ParameterMove]) -> None:
+    """Let optimizers hold the new parameters in the places of the old ones, with their state.
+
+    Objects, groups, their order and hyper-parameters stay; a group may become empty. A parameter that no optimizer
+    holds is passed over. Flat states (LBFGS) are cleared, because they mix all parameters.
+    """
+    moves = list(moves)
+    for optimizer in optimizers:
+        for move in moves:
+            _remap(optimizer, move)
+        if isinstance(optimizer, torch.optim.LBFGS) and moves:
+            optimizer.state.clear()
+            optimizer._params = optimizer.param_groups[0]["params"]  # type: ignore[attr-defined]  # its own cache
+            optimizer._numel_cache = None  # type: ignore[attr-defined]  # its own cache
+
+
+def _position(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter | None
+) -> tuple[list[nn.Parameter], int] | None:
+    for group in optimizer.param_groups:
+        for place, one in enumerate(group["params"]):
+            if one is parameter:
+                return group["params"], place
+    return None
+
+
+def _remap(optimizer: torch.optim.Optimizer, move: ParameterMove) -> None:
+    if isinstance(move, Whole) and move.old is None:
+        found = _position(optimizer, move.beside)
+        if found is not None and move.new is not None:
+            found[0].insert(found[1] + 1, move.new)
+        return
+    found = _position(optimizer, move.old)
+    if found is None or move.old is None:
+        return
+    params, place = found
+    state = optimizer.state.pop(move.old, None)
+    if move.new is None:
+        del params[place]
+        return
+    params[place] = move.new
+    if state:
+        optimizer.state[move.new] = _carry(optimizer, move, state)
+
+
+def _carry(optimizer: torch.optim.Optimizer, move: ParameterMove, state: dict[str, object]) -> dict[str, object]:
+    carried: dict[str, object] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.shape != move.old.shape or isinstance(move, Whole):  # type: ignore[union-attr]  # old is set here
+            carried[key] = value
+        elif isinstance(move, Sliced):
+            carried[key] = move.carry(key, value)
+        else:
+            bias_state = optimizer.state.get(move.bias, {}) if move.bias is not None else {}
+            carried[key] = move.seed(key, value, bias_state.get(key))
+    return carried

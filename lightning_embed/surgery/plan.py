@@ -1,0 +1,324 @@
+"""What is asked for, what is to be done and what was done, as plain data: criteria, tolerance, plan, records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from lightning_embed.errors import InputError
+
+
+def _fraction(name: str, value: float | None) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
+        raise InputError(f"{name} must lie in 0..1 (or be None to leave it out), got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Thresholds that *nominate* what may be merged; None leaves a criterion out.
+
+    Nothing is merged because of a threshold alone: what is nominated is tried, and the measured change of the
+    output (`Tolerance`) decides.
+
+    Args:
+        linearization: nominate hidden layers whose minimal Pearson correlation of pre- and post-activations
+            (paper 000, eq. 5.1) is at least this.
+        condensation: nominate groups of neurons whose augmented input weights [w, b] have pairwise cosine
+            similarity of at least this.
+        span: nominate the neurons whose features lie in the span of the kept ones and the constant, up to this
+            share (Frobenius norm) of the layer's contribution to its consumers.
+
+    Raises:
+        InputError: a threshold lies outside 0..1.
+
+    >>> Criteria(condensation=None).span
+    0.01
+    """
+
+    linearization: float | None = 0.99
+    condensation: float | None = 0.9
+    span: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _fraction(f"Criteria({name}=…)", value)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much a merge may change what the network computes, on calibration data that no fit has seen.
+
+    Args:
+        change: bound of ‖f′ − f‖_F / ‖f − mean f‖_F, where f are the outputs of the network as it was at the
+            start of the call (of the merging event, in training) and f′ the present ones. Of several output
+            tensors the worst counts.
+        agreement: least share of samples on which the arg-max over the last dimension stays the same; None where
+            the outputs are no scores of classes.
+
+    Raises:
+        InputError: a bound is negative, not a number, or an agreement outside 0..1.
+
+    >>> Tolerance().allows(change=0.04, agreement=0.97)
+    True
+    """
+
+    change: float = 0.05
+    agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.change, (int, float)) and self.change >= 0.0):
+            raise InputError(f"Tolerance(change=…) must be a number of at least 0, got {self.change!r}.")
+        _fraction("Tolerance(agreement=…)", self.agreement)
+
+    def allows(self, change: float, agreement: float) -> bool:
+        """Whether a measured effect stays within the bounds (NaN never does)."""
+        return change <= self.change and (self.agreement is None or agreement >= self.agreement)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMerge:
+    """Merge a linearized hidden layer into its consumers (paper 000, eq. 4.2 read from right to left).
+
+    W′ = W₂ diag(λ) W₁ and b′ = W₂ (λ∘b₁ + μ) + b₂ for every consumer (W₂, b₂); the layer and what lies between
+    become identities.
+
+    Attributes:
+        layer: qualified name of the Linear that is removed.
+        consumers: names of the Linears that read it.
+        region_modules: names of the modules between, which become identities.
+        slope: λ, shape (width,).
+        intercept: μ, shape (width,).
+        input_power: mean square of the layer's inputs, shape (fan_in,), from which the optimizer's second moments
+            of W′ are seeded.
+        feature_power: mean square of the layer's features over samples and neurons, for the same purpose.
+        evidence: what nominated it.
+    """
+
+    layer: str
+    consumers: tuple[str, ...]
+    region_modules: tuple[str, ...]
+    slope: Tensor
+    intercept: Tensor
+    input_power: Tensor
+    feature_power: float
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "layer"
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronMerge:
+    """Keep some neurons of a layer and rewrite its consumers for the others.
+
+    The features φ of all neurons are taken to be mix · φ_kept + shift, so W₂′ = W₂ · mix, b₂′ = b₂ + W₂ · shift.
+
+    Attributes:
+        layer: qualified name of the Linear whose neurons are merged.
+        consumers: names of the Linears that read it.
+        per_neuron: (tensor name, dimension) of parameters and buffers in between that are cut with the neurons.
+        kept: increasing indices of the neurons that stay.
+        mix: shape (width, kept).
+        shift: shape (width,).
+        criterion: "null", "condensation" or "span".
+        evidence: what nominated it.
+    """
+
+    layer: str
+    consumers: tuple[str, ...]
+    per_neuron: tuple[tuple[str, int], ...]
+    kept: tuple[int, ...]
+    mix: Tensor
+    shift: Tensor
+    criterion: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "neurons"
+
+    @property
+    def width(self) -> int:
+        """Number of neurons before."""
+        return int(self.mix.shape[0])
+
+
+Step = LayerMerge | NeuronMerge
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Merges in the order in which they are to be made. Plain data: print it, compare it, save it, send it.
+
+    The indices of a step count the neurons that the steps before it leave.
+
+    >>> print(Plan(()))
+    nothing to merge
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, and values are long
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "nothing to merge"
+        return "\n".join(f"{number}. {describe(step)}" for number, step in enumerate(self.steps, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as lists, numbers and strings."""
+        return {"steps": [_plain(vars(step)) for step in self.steps]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`."""
+        return Plan(tuple(_step(entry) for entry in data["steps"]))
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    def tensor(name: str) -> Tensor:
+        return torch.tensor(entry[name], dtype=torch.float64)
+
+    common: dict[str, Any] = {
+        "layer": entry["layer"],
+        "consumers": tuple(entry["consumers"]),
+        "evidence": dict(entry["evidence"]),
+    }
+    if entry["kind"] == "layer":
+        return LayerMerge(
+            region_modules=tuple(entry["region_modules"]),
+            slope=tensor("slope"),
+            intercept=tensor("intercept"),
+            input_power=tensor("input_power"),
+            feature_power=float(entry["feature_power"]),
+            **common,
+        )
+    shift = tensor("shift")
+    kept = tuple(entry["kept"])
+    return NeuronMerge(
+        per_neuron=tuple((name, dim) for name, dim in entry["per_neuron"]),
+        kept=kept,
+        mix=tensor("mix").reshape(len(shift), len(kept)),
+        shift=shift,
+        criterion=entry["criterion"],
+        **common,
+    )
+
+
+def describe(step: Step) -> str:
+    """One line that tells what a step does and why it was nominated."""
+    if isinstance(step, LayerMerge):
+        what = f"merge layer {step.layer} ({len(step.slope)} neurons) into {', '.join(step.consumers)}"
+    else:
+        verb = "drop null neurons of" if step.criterion == "null" else "merge neurons of"
+        what = f"{verb} {step.layer}: {step.width} → {len(step.kept)}"
+    return f"{what}  [{describe_evidence(step.evidence)}]"
+
+
+def describe_evidence(evidence: Mapping[str, Any]) -> str:
+    """Evidence as `key value` pairs, numbers in four significant digits.
+
+    >>> describe_evidence({"mpc": 0.99412345, "fit": "weighted"})
+    'mpc 0.9941, fit weighted'
+    """
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in evidence.items()
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One merge that was considered: done or refused, from what evidence, with what effect, and why.
+
+    Attributes:
+        kind: "layer" or "neurons".
+        layer: qualified name.
+        criterion: "linearization", "condensation", "span" or "null".
+        done: whether the model was changed.
+        reason: why it was refused; empty when done.
+        evidence: what nominated it.
+        change: cumulative change of the outputs on the deciding data with this merge in place (NaN: not tried).
+        agreement: share of equal arg-max there.
+        width: neurons of the layer (before, after).
+        parameters: parameters of the whole model (before, after) when done.
+        epoch: epoch of training at whose start it was considered; None outside training.
+        step: optimizer steps made by then; None outside training.
+    """
+
+    kind: str
+    layer: str
+    criterion: str
+    done: bool
+    reason: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    change: float = math.nan
+    agreement: float = math.nan
+    width: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+    epoch: int | None = None
+    step: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as lists, numbers, strings and None (for NaN)."""
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else _plain(value)
+            for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """The inverse of `to_dict`."""
+        known = {key: math.nan if value is None else value for key, value in data.items()}
+        known["width"], known["parameters"] = tuple(data["width"]), tuple(data["parameters"])
+        return Record(**known)
+
+
+def records_table(records: Sequence[Record]) -> str:
+    """The records as an aligned text table."""
+    training = any(record.epoch is not None for record in records)
+    rows = [
+        [
+            *([record.epoch] if training else []),
+            "merged" if record.done else "refused",
+            record.layer,
+            record.criterion,
+            f"{record.width[0]} → {record.width[1]}",
+            describe_evidence(record.evidence),
+            "" if math.isnan(record.change) else f"{record.change:.4f}",
+            "" if math.isnan(record.agreement) else f"{record.agreement:.4f}",
+            record.reason,
+        ]
+        for record in records
+    ]
+    heads = [
+        *(["epoch"] if training else []),
+        "",
+        "layer",
+        "criterion",
+        "width",
+        "evidence",
+        "change",
+        "agreement",
+        "why not",
+    ]
+    return str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))

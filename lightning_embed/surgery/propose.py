@@ -1,0 +1,140 @@
+"""Nominate merges from what was measured. Nothing here changes a model or decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.graph import HiddenLayer
+from lightning_embed.statistics import (
+    Moments,
+    affine_fit,
+    amplitudes,
+    cosine_groups,
+    minimal_pearson_correlation,
+    refit,
+    representatives,
+    span_order,
+    tangent_fit,
+)
+from lightning_embed.surgery.features import Features
+from lightning_embed.surgery.measure import condensation_vectors, consumer_weight
+from lightning_embed.surgery.plan import Criteria, LayerMerge, NeuronMerge
+
+SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron it keeps
+
+
+def nominate_null(layer: HiddenLayer, features: Features) -> NeuronMerge | None:
+    """The neurons of a layer that are constant on the data, unless all of them are (then the layer is affine)."""
+    constant = Moments.of(features.pre, features.post).constant
+    if layer.merge_neurons is not None or not constant.any() or constant.all():
+        return None
+    kept = torch.nonzero(~constant).flatten()
+    mix = torch.eye(layer.width, dtype=torch.float64)[:, kept.cpu()]
+    value = features.post.double().mean(dim=0).cpu()
+    return _neurons(
+        layer,
+        kept.tolist(),
+        mix,
+        torch.where(constant.cpu(), value, 0.0),
+        "null",
+        {"constant": int(constant.sum())},
+    )
+
+
+def nominate_layer(
+    layer: HiddenLayer,
+    features: Features,
+    criteria: Criteria,
+    sensitivity: Tensor,
+    region: Callable[[Tensor], Tensor],
+) -> list[LayerMerge]:
+    """The candidate fits of λ and μ for a layer whose MPC reaches the threshold; empty when it does not.
+
+    Weighted least squares (each value weighted by the squared derivative of the outputs), plain least squares,
+    and the tangent at the mean. A layer that is constant throughout is affine with slope 0.
+    """
+    mpc = float(minimal_pearson_correlation(features.pre, features.post))
+    if criteria.linearization is None or mpc < criteria.linearization:
+        return []
+    fits = {
+        "weighted": affine_fit(features.pre, features.post, sensitivity),
+        "plain": affine_fit(features.pre, features.post),
+        "tangent": tangent_fit(region, features.pre),
+    }
+    power = float(features.post.double().square().mean())
+    return [
+        LayerMerge(
+            layer=layer.name,
+            consumers=layer.consumers,
+            region_modules=layer.region_modules,
+            slope=fit.slope.double().cpu(),
+            intercept=fit.intercept.double().cpu(),
+            input_power=features.input_power.cpu(),
+            feature_power=power,
+            evidence={"mpc": mpc, "fit": name},
+        )
+        for name, fit in fits.items()
+        if bool(torch.isfinite(fit.slope).all() and torch.isfinite(fit.intercept).all())
+    ]
+
+
+def nominate_neurons(
+    model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria
+) -> tuple[list[NeuronMerge], str]:
+    """Candidates for merging a layer's neurons, the one that keeps fewest first; and why some were left out."""
+    keeps: dict[str, tuple[list[int], dict[str, float]]] = {}
+    weight = consumer_weight(model, layer)
+    if criteria.condensation is not None:
+        vectors = condensation_vectors(model, layer)
+        if vectors is not None:
+            groups = cosine_groups(vectors, criteria.condensation, absolute=layer.odd)
+            chosen = representatives(groups, amplitudes(vectors, weight))
+            keeps["condensation"] = (sorted(chosen), {"cosine": criteria.condensation, "groups": len(groups)})
+    if criteria.span is not None:
+        span = span_order(features.post, weight, criteria.span)
+        keeps["span"] = (sorted(span.kept), {"span": criteria.span})
+    candidates, short = [], ""
+    for criterion, (kept, evidence) in sorted(keeps.items(), key=lambda item: len(item[1][0])):
+        if not 0 < len(kept) < layer.width:
+            continue
+        needed = SAMPLES_PER_NEURON * len(kept)
+        if features.rows < needed:
+            short = f"keeping {len(kept)} neurons needs {needed} fitting samples, there are {features.rows}"
+            continue
+        mix, shift = refit(features.post, kept)
+        candidates.append(_neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, evidence))
+    return candidates, short
+
+
+def _neurons(
+    layer: HiddenLayer,
+    kept: list[int],
+    mix: Tensor,
+    shift: Tensor,
+    criterion: str,
+    evidence: dict[str, float],
+) -> NeuronMerge:
+    return NeuronMerge(
+        layer=layer.name,
+        consumers=layer.consumers,
+        per_neuron=layer.per_neuron,
+        kept=tuple(kept),
+        mix=mix.double(),
+        shift=shift.double(),
+        criterion=criterion,
+        evidence=evidence,
+    )
+
+
+def refreshed(step: LayerMerge, layer: HiddenLayer, features: Features) -> LayerMerge:
+    """The same fit for a layer whose neighbours have changed by another merge."""
+    return replace(
+        step,
+        consumers=layer.consumers,
+        region_modules=layer.region_modules,
+        input_power=features.input_power.cpu(),
+    )

@@ -1,0 +1,264 @@
+"""Work on a trained network, with no Lightning: look, propose, prune."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_embed.errors import InputError
+from lightning_embed.graph import observe
+from lightning_embed.surgery.measure import Measurement, measure_layers
+from lightning_embed.surgery.merging import merge
+from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
+from lightning_embed.tape import Tape, record, replay
+from lightning_embed.tree import map_tensors, tensors_of
+
+MAX_SAMPLES = 4096
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is.
+
+    Attributes:
+        parameters: number of parameters.
+        hidden_layers: number of hidden layers that are observed.
+        neurons: number of neurons in them.
+        flops: floating-point operations of one forward pass for one sample, as torch's FlopCounterMode counts.
+    """
+
+    parameters: int
+    hidden_layers: int
+    neurons: int
+    flops: int
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What `prune` returns. `print(result)` shows it as tables.
+
+    Attributes:
+        model: the smaller model; the given one is left untouched.
+        records: everything that was nominated, done or refused, with evidence and effect.
+        plan: the merges that were done; `apply(another copy, plan)` repeats them.
+        before: what the hidden layers measured before.
+        after: and afterwards.
+        size: (before, after).
+    """
+
+    model: nn.Module
+    records: tuple[Record, ...]
+    plan: Plan
+    before: Measurement
+    after: Measurement
+    size: tuple[Size, Size]
+
+    def __str__(self) -> str:
+        old, new = self.size
+        rows = [
+            [name.replace("_", " "), f"{vars(old)[name]:,}", f"{vars(new)[name]:,}"]
+            for name in ("parameters", "hidden_layers", "neurons", "flops")
+        ]
+        parts = [
+            "Hidden layers before",
+            str(self.before),
+            "",
+            "Merges",
+            records_table(self.records) if self.records else "nothing was nominated",
+            "",
+            str(tabulate(rows, headers=["", "before", "after"], disable_numparse=True, tablefmt="simple")),
+        ]
+        return "\n".join(parts)
+
+
+def prune(
+    model: nn.Module,
+    data: Any,
+    *,
+    criteria: Criteria | None = None,
+    tolerance: Tolerance | None = None,
+    call: Callable[[Any], Any] | None = None,
+    output: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+) -> Result:
+    """Merge the linearized layers and condensed neurons of a trained network, as far as its function is kept.
+
+    One half of the calibration data fits, the other half alone decides. A merge that changes the outputs by more
+    than the tolerance is undone, and its record says so.
+
+    Args:
+        model: any module; it is left untouched.
+        data: calibration data: a DataLoader, an iterable of batches, or one tensor (samples, …). At most 4096
+            samples are used. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
+        criteria: thresholds that nominate; the defaults of `Criteria` if None.
+        tolerance: the bound that decides; the defaults of `Tolerance` if None.
+        call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
+        output: which tensor(s) of what the call returns are compared.
+        seed: of everything random (shuffling of the loader, the combination of outputs that weights the fits).
+
+    Returns:
+        The smaller model, the records and measurements; see `Result`.
+
+    Raises:
+        InputError: the data are empty or a single sample, a batch needs `call=`, the outputs are not finite, or
+            the model has no Linear that could be a hidden layer.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2))
+    >>> result = prune(net, torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))
+    >>> result.size[1].hidden_layers, result.size[1].parameters
+    (0, 8)
+    """
+    criteria, tolerance = criteria or Criteria(), tolerance or Tolerance()
+    fit, decide = _halves(model, data, call, output, seed)
+    pruned = copy.deepcopy(model)
+    before, size = look(pruned, fit, criteria)
+    plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, seed=seed)
+    after, smaller = look(pruned, fit, criteria)
+    return Result(pruned, tuple(records), plan, before, after, (size, smaller))
+
+
+def measure(
+    model: nn.Module,
+    data: Any,
+    *,
+    criteria: Criteria | None = None,
+    call: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+) -> Measurement:
+    """Measure every hidden layer of a model on data: MPC, width, width/cosine, width/span. Changes nothing.
+
+    Args:
+        model: any module.
+        data: as in `prune`.
+        criteria: the thresholds at which the kept widths are counted.
+        call: as in `prune`.
+        seed: of the loader's shuffling.
+
+    Returns:
+        A `Measurement`; print it for a table.
+
+    Raises:
+        InputError: as in `prune`.
+    """
+    fit, decide = _halves(model, data, call, None, seed)
+    tapes = [*fit, *decide]
+    copied = copy.deepcopy(model)
+    return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
+
+
+def propose(
+    model: nn.Module,
+    data: Any,
+    *,
+    criteria: Criteria | None = None,
+    call: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Everything that the criteria nominate, as a plan for `apply`; nothing is changed and nothing is checked.
+
+    Args:
+        model: any module.
+        data: as in `prune`; all of them fit.
+        criteria: thresholds that nominate.
+        call: as in `prune`.
+        seed: as in `prune`.
+
+    Returns:
+        A `Plan`; print it, or hand it to `apply`.
+
+    Raises:
+        InputError: as in `prune`.
+    """
+    fit, decide = _halves(model, data, call, None, seed)
+    tapes = [*fit, *decide]
+    plan, _ = merge(copy.deepcopy(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
+    return plan
+
+
+def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
+    """Parameters, hidden layers, neurons and FLOPs for one sample of a recorded call."""
+    with FlopCounterMode(display=False) as counter:
+        replay(model, tape)
+    return Size(
+        parameters=sum(one.numel() for one in model.parameters()),
+        hidden_layers=measurement.depth,
+        neurons=sum(one.width for one in measurement.layers),
+        flops=round(counter.get_total_flops() / max(1, tape.samples)),
+    )
+
+
+def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[Measurement, Size]:
+    """Measurement and size of a model as it is, on recorded tapes."""
+    measurement = measure_layers(model, observe(model, tapes), tapes, criteria)
+    return measurement, size_of(model, tapes[0], measurement)
+
+
+def _halves(
+    model: nn.Module,
+    data: Any,
+    call: Callable[[Any], Any] | None,
+    output: Callable[[Any], Any] | None,
+    seed: int,
+) -> tuple[list[Tape], list[Tape]]:
+    """Record calibration tapes and deal them out in two halves, one that fits and one that decides."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if not any(isinstance(one, nn.Linear) for one in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has no nn.Linear, so there is no hidden layer that could be measured or merged."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        batches = _batches(data)
+    tapes = record(model, batches, call=call, output=output)
+    return tapes[0::2], tapes[1::2]
+
+
+def _batches(data: Any) -> list[Any]:
+    """At least two batches of together at most about `MAX_SAMPLES` samples."""
+    if isinstance(data, Tensor):
+        batches: list[Any] = (
+            list(data[:MAX_SAMPLES].split(max(1, min(BATCH, -(-len(data) // 2))))) if data.dim() else []
+        )
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        batches, samples = [], 0
+        for batch in data:
+            batches.append(batch)
+            samples += _samples(batch)
+            if samples >= MAX_SAMPLES:
+                break
+    else:
+        raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
+    if sum(_samples(batch) for batch in batches) == 0:
+        raise InputError("data is empty: there is no calibration sample to measure anything on.")
+    if len(batches) == 1:
+        batches = _split(batches[0])
+    return batches
+
+
+def _samples(batch: Any) -> int:
+    first = next(iter(tensors_of(batch)), None)
+    return 1 if first is None or first.dim() == 0 else len(first)
+
+
+def _split(batch: Any) -> list[Any]:
+    """One batch as two, so that one half can fit and the other decide."""
+    samples = _samples(batch)
+    if samples < 2:
+        raise InputError(
+            "data holds a single calibration sample; one half of the data fits and the other half decides, "
+            "so at least two are needed (some hundreds are sensible)."
+        )
+
+    def part(begin: int, end: int) -> Any:
+        return map_tensors(lambda one: one[begin:end] if one.dim() and len(one) == samples else one, batch)
+
+    return [part(0, samples // 2), part(samples // 2, samples)]

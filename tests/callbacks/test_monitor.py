@@ -1,0 +1,101 @@
+"""The monitor logs what the statistics say, everywhere, and leaves training as it is."""
+
+import csv
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_embed as le
+from lightning_embed.callbacks import EmbeddingMonitor
+from tests.callbacks.runs import Planted, loader, trainer
+
+
+def test_metrics_reach_tensorboard_csv_and_other_callbacks(tmp_path):
+    monitor = EmbeddingMonitor(every_n_steps=3)
+    checkpoint = ModelCheckpoint(tmp_path, monitor="mpc/net.2", mode="max", save_on_train_epoch_end=True)
+    stopping = EarlyStopping("width/span/net.0", patience=1, mode="min", min_delta=100.0, check_on_train_epoch_end=True)
+    loggers = [TensorBoardLogger(tmp_path, "", "tb"), CSVLogger(tmp_path, "", "csv")]
+    run = trainer(tmp_path, [monitor, checkpoint, stopping], logger=loggers, enable_checkpointing=True)
+    run.fit(Planted(), loader())
+    assert run.current_epoch < run.max_epochs  # stopped: the width fell by no 100 neurons
+    assert checkpoint.best_model_score is not None
+
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    expected = {"mpc/net.0", "mpc/net.2", "grad_norm/net.0", "grad_norm/l1", "depth", "linear_layers", "width"}
+    assert expected | {"width/cosine/net.0", "width/span/net.2"} <= tags
+    assert [one.step for one in events.Scalars("grad_norm/l1")][:4] == [1, 4, 7, 10]
+    assert events.Scalars("depth")[0].value == 2
+    assert events.Scalars("linear_layers")[0].value >= 1
+    assert events.Scalars("width/cosine/net.0")[0].value == 6  # every neuron stands there twice
+    assert math.isclose(events.Scalars("mpc/net.2")[0].value, 1.0, abs_tol=1e-6)
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        assert expected <= set(next(csv.reader(file)))
+
+
+def test_mpc_is_that_of_the_batch(tmp_path):
+    model, monitor = Planted(), EmbeddingMonitor(every_n_steps=1)
+    run = trainer(tmp_path, [monitor], max_steps=1, max_epochs=-1)
+    data = loader(batch_size=64)
+    run.fit(model, data)
+    x = next(iter(data))[0]
+    pre = model.net[0](x)
+    expected = le.minimal_pearson_correlation(pre, pre.tanh())
+    assert run.callback_metrics["mpc/net.0"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradients_are_those_of_the_step_before_clipping(tmp_path, clip):
+    model, reference = Planted(), Planted()
+    run = trainer(tmp_path, [EmbeddingMonitor(every_n_steps=1)], max_steps=1, max_epochs=-1, gradient_clip_val=clip)
+    data = loader(batch_size=64)
+    run.fit(model, data)
+    x, y = next(iter(data))
+    torch.nn.functional.cross_entropy(reference(x), y).backward()
+    l1 = sum(one.grad.abs().sum() for one in reference.parameters())
+    first = torch.cat([reference.net[0].weight.grad.flatten(), reference.net[0].bias.grad]).norm()
+    assert run.callback_metrics["grad_norm/l1"] == pytest.approx(l1.item(), rel=1e-5)
+    assert run.callback_metrics["grad_norm/net.0"] == pytest.approx(first.item(), rel=1e-5)
+
+
+class Noisy(Planted):
+    """Draws random numbers in training, so that a monitor that touches the random state is found out."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(self.net(x), 0.2, self.training)
+
+
+def test_training_with_and_without_the_monitor_ends_bit_equal(tmp_path):
+    ends = []
+    for callbacks in ([], [EmbeddingMonitor(every_n_steps=2)]):
+        model = Noisy()
+        torch.manual_seed(7)
+        trainer(tmp_path, callbacks, max_epochs=3).fit(model, loader())
+        ends.append([one.detach().clone() for one in model.parameters()])
+        assert model.training
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_failing_step_leaves_no_hook_behind(tmp_path):
+    class Failing(Planted):
+        def training_step(self, batch, _):
+            self(batch[0])
+            raise ZeroDivisionError
+
+    model = Failing()
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, [EmbeddingMonitor(every_n_steps=1)]).fit(model, loader())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.overrides._get_current_function_mode() is None
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "often"])
+def test_every_n_steps_must_be_a_positive_integer(value):
+    with pytest.raises(le.InputError, match="every_n_steps"):
+        EmbeddingMonitor(every_n_steps=value)

@@ -1,0 +1,144 @@
+"""Merging inside a real fit: what is merged, that training goes on, that checkpoints load."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+import lightning_embed as le
+from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from tests.callbacks.runs import EPOCHS, Planted, loader, trainer
+
+EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "start": 2}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_planted_redundancy_is_merged_and_training_goes_on(tmp_path, optimizer):
+    model, pruner = Planted(optimizer), EmbeddingPruner(**EXACT)
+    run = trainer(tmp_path, [EmbeddingMonitor(every_n_steps=4), pruner], logger=CSVLogger(tmp_path, "", ""))
+    seen = {}
+
+    class Watch(EmbeddingPruner):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.setdefault(trainer.current_epoch, (trainer.optimizers[0], pl_module.net[0].out_features))
+
+    run.callbacks.append(Watch(start=0))
+    run.fit(model, loader())
+    assert model.net[0].out_features == 6
+    assert isinstance(model.net[2], nn.Identity)
+    assert isinstance(model.net[3], nn.Identity)
+    assert seen[1][1] == 12
+    assert seen[2][1] == 6  # at the start of epoch 2, not before
+    assert len({id(one) for one, _ in seen.values()}) == 1
+    held = [one for group in run.optimizers[0].param_groups for one in group["params"]]
+    assert {id(one) for one in held} == {id(one) for one in model.parameters()}
+    assert all(run.optimizers[0].state[one] for one in held)
+    done = [record for record in pruner.records if record.done]
+    assert [(one.layer, one.criterion, one.epoch) for one in done] == [
+        ("net.2", "linearization", 2),
+        ("net.0", "condensation", 2),
+    ]
+    assert all(one.change < 1e-5 for one in done)
+    lines = [json.loads(line) for line in (tmp_path / "merges.jsonl").read_text().splitlines()]
+    assert lines == [one.to_dict() for one in pruner.records]
+    assert run.callback_metrics["depth"] == 1
+    assert run.callback_metrics["width"] == 6
+
+
+def test_a_merge_that_changes_too_much_is_refused_and_nothing_differs(tmp_path):
+    ends = []
+    criteria = le.Criteria(linearization=0.0, condensation=0.0, span=1.0)
+    for callbacks in ([], [EmbeddingPruner(criteria, le.Tolerance(change=0.0), start=1)]):
+        torch.manual_seed(3)
+        model = Planted(seed=3)
+        nn.init.normal_(model.net[0].weight)
+        trainer(tmp_path, callbacks).fit(model, loader())
+        ends.append([one.detach().clone() for one in model.parameters()])
+    refused = callbacks[0].records
+    assert refused
+    assert not any(one.done for one in refused)
+    assert all(one.reason for one in refused)
+    assert [one.shape for one in ends[0]] == [one.shape for one in ends[1]]
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_resumed_is_uninterrupted(tmp_path, optimizer, weights_only):
+    def parts():
+        pruner = EmbeddingPruner(**EXACT, every_n_epochs=100)
+        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        return pruner, trainer(tmp_path, [pruner, saver], enable_checkpointing=True)
+
+    whole, (_, run) = Planted(optimizer), parts()
+    run.fit(whole, loader())
+    resumed = Planted(optimizer, seed=5)
+    pruner, run = parts()
+    run.fit(resumed, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=weights_only)
+    assert run.current_epoch == EPOCHS
+    assert resumed.net[0].out_features == 6
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [one.criterion for one in pruner.records if one.done] == ["linearization", "condensation"]
+
+
+def test_an_older_and_larger_best_checkpoint_grows_the_model_back(tmp_path):
+    pruner = EmbeddingPruner(**EXACT)
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    run, model = trainer(tmp_path, [pruner, saver], enable_checkpointing=True), Planted()
+    run.fit(model, loader())
+    assert model.net[0].out_features == 6
+    run.test(model, loader(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert model.net[0].out_features == 12
+    run.test(model, loader(), ckpt_path=tmp_path / f"epoch={EPOCHS - 1}.ckpt", verbose=False)
+    assert model.net[0].out_features == 6
+    loaded = le.load_from_checkpoint(Planted, tmp_path / f"epoch={EPOCHS - 1}.ckpt")
+    x = torch.randn(5, 4)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_should_merge_can_be_overridden(tmp_path):
+    class Only(EmbeddingPruner):
+        def should_merge(self, trainer, pl_module):
+            return trainer.current_epoch == 4
+
+    pruner = Only(**{**EXACT, "start": 0})
+    trainer(tmp_path, [pruner]).fit(Planted(), loader())
+    assert {one.epoch for one in pruner.records} == {4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 1.0}, "start"),
+        ({"start": -1}, "start"),
+        ({"start": "half"}, "start"),
+        ({"every_n_epochs": 0}, "every_n_epochs"),
+        ({"calibration_samples": 0}, "calibration_samples"),
+        ({"calibration_mib": 0.0}, "calibration_mib"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(le.InputError, match=message):
+        EmbeddingPruner(**options)
+
+
+def test_start_past_the_end_or_without_an_end_is_refused(tmp_path):
+    with pytest.raises(le.InputError, match="past the end"):
+        trainer(tmp_path, [EmbeddingPruner(start=EPOCHS)]).fit(Planted(), loader())
+    with pytest.raises(le.InputError, match="no planned end"):
+        trainer(tmp_path, [EmbeddingPruner(start=0.5)], max_epochs=-1).fit(Planted(), loader())
+    steps = 3 * len(loader())
+    pruner = EmbeddingPruner(**{**EXACT, "start": 0.5})
+    trainer(tmp_path, [pruner], max_epochs=-1, max_steps=steps).fit(Planted(), loader())
+    assert {one.epoch for one in pruner.records} == {2}
+
+
+@pytest.mark.parametrize("other", [ModelPruning("l1_unstructured", amount=0.5), StochasticWeightAveraging(1e-2)])
+def test_callbacks_that_cannot_follow_are_named(tmp_path, other):
+    with pytest.raises(MisconfigurationException, match=f"{type(other).__name__}.*lightning_embed.prune"):
+        trainer(tmp_path, [EmbeddingPruner(), other]).fit(Planted(), loader())

@@ -1,0 +1,150 @@
+"""Self-describing state dicts: merged and original sizes load into one another."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_embed as le
+from lightning_embed.surgery import KEY, read_architecture
+from tests.surgery.steps import layer_merge, mlp, neuron_merge, plan
+
+
+def merged(seed=0):
+    model = mlp(3, 6, 5, 4, 2, seed=seed)
+    le.apply(model, plan(layer_merge(model, "2", "3", "4"), neuron_merge(model, [[0, 1], [2, 3]], consumer="4")))
+    return model
+
+
+def same(a, b):
+    x = torch.randn(7, 3, dtype=torch.float64)
+    return torch.equal(a(x), b(x))
+
+
+def test_a_merged_state_dict_narrows_a_model_of_the_original_size():
+    model, fresh = merged(), mlp(3, 6, 5, 4, 2, seed=1)
+    le.attach(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert same(model, fresh)
+    assert fresh[0].out_features == 4
+    assert isinstance(fresh[2], nn.Identity)
+    assert isinstance(fresh[3], nn.Identity)
+    assert read_architecture(fresh.state_dict()) == read_architecture(model.state_dict())
+
+
+def test_an_original_state_dict_grows_a_merged_model_back():
+    original, model = mlp(3, 6, 5, 4, 2, seed=1), merged()
+    original.load_state_dict(original.state_dict())
+    model.load_state_dict(original.state_dict())
+    assert same(model, original)
+    assert isinstance(model[3], nn.Tanh)
+    assert [str(one) for one in model] == [str(one) for one in original]
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_an_attached_but_unmerged_checkpoint_grows_it_back_too():
+    original, model = mlp(3, 6, 5, 4, 2, seed=1), merged()
+    le.attach(original)
+    model.load_state_dict(original.state_dict())
+    assert same(model, original)
+    assert model.state_dict().keys() == original.state_dict().keys()
+
+
+def test_it_survives_copy_pickle_and_a_prefix():
+    for model in (copy.deepcopy(merged()), pickle.loads(pickle.dumps(merged()))):
+        outer, fresh = nn.ModuleDict({"body": model}), nn.ModuleDict({"body": mlp(3, 6, 5, 4, 2, seed=1)})
+        le.attach(fresh["body"])
+        fresh.load_state_dict(outer.state_dict())
+        assert same(fresh["body"], model)
+
+
+def test_weights_only_file_and_loader(tmp_path):
+    model = merged()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    loaded = le.load_from_checkpoint(Small, tmp_path / "model.pt")
+    assert same(loaded, model)
+    torch.save([1], tmp_path / "other.pt")
+    with pytest.raises(le.CheckpointError, match="holds a list"):
+        le.load_from_checkpoint(Small, tmp_path / "other.pt")
+
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(*mlp(3, 6, 5, 4, 2, seed=2))
+
+
+def test_unattached_model_is_told_what_to_do():
+    with pytest.raises(RuntimeError, match=r"call lightning_embed\.attach"):
+        mlp(3, 6, 5, 4, 2).load_state_dict(merged().state_dict())
+
+
+def test_detached_model_has_plain_keys():
+    model = merged()
+    le.detach(model)
+    le.detach(model)
+    assert not [key for key in model.state_dict() if "lightning_embed" in key]
+    le.attach(model)
+    assert KEY in model.state_dict()
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"format": 1}', b'{"format": 99, "slots": {}, "history": []}', b"\xff"])
+def test_damaged_key_is_refused_and_nothing_changes(damage):
+    state, fresh = merged().state_dict(), mlp(3, 6, 5, 4, 2, seed=1)
+    le.attach(fresh)
+    before = copy.deepcopy(fresh.state_dict())
+    state[KEY] = torch.tensor(list(damage), dtype=torch.uint8)
+    with pytest.raises(le.CheckpointError, match=r"damaged|format 99"):
+        fresh.load_state_dict(state)
+    torch.testing.assert_close(fresh.state_dict(), before, rtol=0, atol=0)
+
+
+def test_another_architecture_is_refused_and_nothing_changes():
+    other = mlp(3, 4, 2)
+    le.attach(other)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(le.CheckpointError, match="another architecture"):
+        other.load_state_dict(merged().state_dict())
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+    state = merged().state_dict()
+    state["0.weight"] = state["0.weight"][:2]
+    fresh = mlp(3, 6, 5, 4, 2)
+    le.attach(fresh)
+    with pytest.raises(le.CheckpointError, match="holds"):
+        fresh.load_state_dict(state)
+    assert fresh[0].out_features == 6
+
+
+def test_batch_norm_and_prelu_follow():
+    def build(seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.PReLU(6), nn.Linear(6, 2)).double().eval()
+
+    cut = [("1.weight", 0), ("1.bias", 0), ("1.running_mean", 0), ("1.running_var", 0), ("2.weight", 0)]
+    model, fresh = build(0), build(1)
+    le.apply(model, plan(neuron_merge(model, [[0, 1]], consumer="3", per_neuron=cut)))
+    assert model[1].num_features == model[2].num_parameters == 5
+    le.attach(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert same(fresh, model)
+    assert fresh[1].num_features == 5
+    fresh.load_state_dict(build(2).state_dict())
+    assert same(fresh, build(2))
+    assert fresh[1].num_features == 6
+
+
+def test_the_fused_transformer_path_forgets_a_removed_activation():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 1).eval()
+    fresh = copy.deepcopy(encoder)
+    le.apply(encoder, plan(layer_merge(encoder, "layers.0.linear1", "layers.0.activation", "layers.0.linear2")))
+    x = torch.randn(2, 4, 8)
+    with torch.no_grad():
+        fused = encoder(x)
+    torch.testing.assert_close(fused, encoder(x), rtol=1e-4, atol=1e-5)
+    le.attach(fresh)
+    fresh.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(x), fused, rtol=0, atol=0)

@@ -205,8 +205,8 @@ def _be_quiet(quiet: bool) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch
 
 
 def _reload(checkpoint: Path, output: Path, expected: Tensor, seed: int) -> tuple[float, bool]:
@@ -235,11 +235,11 @@ def _show(summary: dict[str, Any], before: Measurement, after: Measurement, reco
     print("\nHidden layers after the last merge")
     print(after)
     print("\nMerges")
-    print(records_table([one for one in records if one.done]) or "none")
+    done = [one for one in records if one.done]
+    print(records_table(done) if done else "none")
     refused = {(one.layer, one.criterion): one for one in records if not one.done}
-    if refused:
-        print("\nNominated and refused (the latest of each)")
-        print(records_table(list(refused.values())))
+    print("\nNominated and refused (the latest of each)")
+    print(records_table(list(refused.values())) if refused else "none")
     print("\nTest accuracy around each merging event")
     print(tabulate(summary["events"], headers="keys", tablefmt="simple", disable_numparse=True))
     sizes = [

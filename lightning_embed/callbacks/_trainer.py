@@ -46,7 +46,7 @@ def _from_lightning(module: str, name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback as Callback
 else:
     _BASES = tuple(sys.modules[name].Callback for name in _namespaces())
     Callback = type("Callback", _BASES, {"__module__": __name__})

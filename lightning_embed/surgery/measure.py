@@ -127,7 +127,7 @@ def _measure(
 
 def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:
     """The weights of all consumers of a layer, one below the other: (sum of fan_outs, width)."""
-    return torch.cat([submodule(model, name).weight.detach().double() for name in layer.consumers])  # type: ignore[operator, union-attr]  # Linears by construction
+    return torch.cat([submodule(model, name).weight.detach().double() for name in layer.consumers])  # type: ignore[operator]  # Linears by construction
 
 
 def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:

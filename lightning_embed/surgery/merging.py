@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class _Merging:
         self.model, self.fit, self.decide = model, fit, decide
         self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
         self.optimizers = optimizers
-        self.when: dict[str, int | None] = {}
+        self.when: dict[str, Any] = {}
         self.attachment = attach(model)
         self.graph: Graph = observe(model, fit)
         self.check = Check(model, decide, tolerance)

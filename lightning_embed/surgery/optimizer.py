@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _FIRST = frozenset({"exp_avg", "momentum_buffer", "exp_inf_avg"})
 _SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf"})
@@ -30,8 +30,8 @@ _SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_d
 class Sliced:
     """`new` holds the rows (or columns) `index` of `old`; `mix` (width, kept) if their gradients add up."""
 
-    old: nn.Parameter
-    new: nn.Parameter
+    old: Tensor
+    new: Tensor
     index: Tensor
     dim: int
     mix: Tensor | None = None
@@ -50,18 +50,18 @@ class Sliced:
 class Whole:
     """`old` becomes `new` with its state as it is; it goes (`new` None) or comes (`old` None, after `beside`)."""
 
-    old: nn.Parameter | None
-    new: nn.Parameter | None
-    beside: nn.Parameter | None = None
+    old: Tensor | None
+    new: Tensor | None
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Fresh:
     """`new` is a product of layers: `old` is the consumer's weight, `bias` its bias as it was before."""
 
-    old: nn.Parameter
-    new: nn.Parameter
-    bias: nn.Parameter | None
+    old: Tensor
+    new: Tensor
+    bias: Tensor | None
     input_power: Tensor
     feature_power: float
 
@@ -93,13 +93,11 @@ def remap_optimizers(optimizers: Iterable[torch.optim.Optimizer], moves: Iterabl
             _remap(optimizer, move)
         if isinstance(optimizer, torch.optim.LBFGS) and moves:
             optimizer.state.clear()
-            optimizer._params = optimizer.param_groups[0]["params"]  # type: ignore[attr-defined]  # its own cache
-            optimizer._numel_cache = None  # type: ignore[attr-defined]  # its own cache
+            optimizer._params = optimizer.param_groups[0]["params"]  # its own cache
+            optimizer._numel_cache = None  # its own cache
 
 
-def _position(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter | None
-) -> tuple[list[nn.Parameter], int] | None:
+def _position(optimizer: torch.optim.Optimizer, parameter: Tensor | None) -> tuple[list[Tensor], int] | None:
     for group in optimizer.param_groups:
         for place, one in enumerate(group["params"]):
             if one is parameter:

@@ -288,7 +288,7 @@ class Record:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`."""
-        known = {key: math.nan if value is None else value for key, value in data.items()}
+        known: dict[str, Any] = {key: math.nan if value is None else value for key, value in data.items()}
         known["width"], known["parameters"] = tuple(data["width"]), tuple(data["parameters"])
         return Record(**known)
 

@@ -349,6 +349,10 @@ class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._observer = observer
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # observation runs eagerly; torch would import its compiler for this, which takes seconds
+
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

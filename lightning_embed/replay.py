@@ -149,14 +149,14 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Leave a model's training modes and buffers and all random state as they were, whatever happens inside.
+    """Leave a model's modes, attributes and buffers and all random state as they were, whatever happens inside.
 
     Modes are flags here: `train()` and `eval()`, which a model may override, are not called.
     """
     modules = list(model.modules())
-    modes = [module.training for module in modules]
+    attributes = [dict(vars(module)) for module in modules]  # the modes among them, and what forward keeps on `self`
     buffers = [
-        (module, name, buffer, None if buffer is None else (buffer._version, buffer.detach().clone()))
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in modules
         for name, buffer in module._buffers.items()
     ]
@@ -171,13 +171,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[2])
         for device, state in zip(devices, cuda, strict=True):
             torch.cuda.set_rng_state(state, device)
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        for module, saved in zip(modules, attributes, strict=True):
+            vars(module).clear()
+            vars(module).update(saved)
         with torch.no_grad():
-            for module, name, buffer, saved in buffers:
+            for module, name, buffer, copied in buffers:
                 module._buffers[name] = buffer
-                if buffer is not None and saved is not None and buffer._version != saved[0]:
-                    buffer.copy_(saved[1])
+                # batch norm changes its statistics without counting a version; a needless copy would count one
+                if buffer is not None and copied is not None and not torch.equal(buffer, copied):
+                    buffer.copy_(copied)
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:

@@ -1,0 +1,263 @@
+"""What is seen in every model of the zoo, and the laws that every accepted layer obeys."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import time
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.errors import InputError
+from lightning_embed.graph import REASONS, Graph, Reason, observe
+from lightning_embed.replay import modules_by_name, tensors_by_name
+from lightning_embed.tape import Recorder, Tape, record, replay
+from tests.zoo import IN, OUT, WIDTH, ZOO
+
+NAMES = list(ZOO)
+
+
+@cache
+def seen(name: str) -> tuple[nn.Module, list[Tape], Graph]:
+    torch.manual_seed(0)
+    case = ZOO[name]
+    model = case.make()
+    tapes = record(model, [case.batch()], call=lambda batch: case.call(model, batch))
+    return model, tapes, observe(model, tapes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permissions_and_reasons(name: str) -> None:
+    case, (_, _, graph) = ZOO[name], seen(name)
+    assert {layer.name for layer in graph.layers if layer.merge_neurons is None} == case.neurons, graph
+    assert {layer.name for layer in graph.layers if layer.merge_layer is None} == case.layers, graph
+    for (layer, what), key in case.why.items():
+        given = str(graph.refused[layer]) if what == "refused" else getattr(graph[layer], f"merge_{what}")
+        assert given.startswith(key), graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_linear_is_listed_once(name: str) -> None:
+    model, _, graph = seen(name)
+    linears = {name for name, module in modules_by_name(model).items() if isinstance(module, nn.Linear)}
+    listed = [*(layer.name for layer in graph.layers), *graph.refused]
+    assert sorted(listed) == sorted(linears)
+    assert all(name in str(graph) for name in linears)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_survives_copies_and_holds_no_modules(name: str) -> None:
+    _, _, graph = seen(name)
+    for twin in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph)):
+        assert str(twin) == str(graph)
+    assert b"torch.nn.modules" not in pickle.dumps(graph)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_observing_leaves_no_trace(name: str, training: bool) -> None:
+    model, tapes, graph = seen(name)
+    model = copy.deepcopy(model).train(training)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    again = observe(model, tapes)
+    assert str(again) == str(graph)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(module.training == training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def accepted() -> list[tuple[str, str]]:
+    return [(name, layer) for name in NAMES for layer in sorted(ZOO[name].neurons | ZOO[name].layers)]
+
+
+@pytest.mark.parametrize(("name", "layer"), accepted())
+def test_region_gives_what_the_consumers_read(name: str, layer: str) -> None:
+    model, tapes, graph = seen(name)
+    model = copy.deepcopy(model)
+    pre: list[Tensor] = []
+    posts: dict[str, list[Tensor]] = {consumer: [] for consumer in graph[layer].consumers}
+    modules = modules_by_name(model)
+    modules[layer].register_forward_hook(lambda _m, _a, output: pre.append(output.clone()))
+    for consumer, store in posts.items():
+        modules[consumer].register_forward_pre_hook(lambda _m, args, store=store: store.append(args[0].clone()))
+    replay(model, tapes[0])
+    for consumer, read in posts.items():
+        for given, post in zip(pre, read, strict=True):
+            assert torch.equal(graph.run_region(model, layer, given, consumer), post.reshape(given.shape))
+
+
+@pytest.mark.parametrize(("name", "layer"), [pair for pair in accepted() if pair[1] in ZOO[pair[0]].neurons])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_selecting_columns_commutes_with_the_region(name: str, layer: str, rows: int) -> None:
+    model, _, graph = seen(name)
+    cut, entry = copy.deepcopy(model), graph[layer]
+    generator = torch.Generator().manual_seed(1)
+    pre = 4 * torch.randn(rows, entry.width, generator=generator)
+    kept = torch.randperm(entry.width, generator=generator)[: entry.width // 2]
+    for tensor, dim in entry.per_neuron:
+        whole = tensors_by_name(cut)[tensor]
+        whole.data = whole.detach().index_select(dim, kept)
+    for consumer in entry.consumers:
+        whole = graph.run_region(model, layer, pre, consumer)[:, kept]
+        torch.testing.assert_close(graph.run_region(cut, layer, pre[:, kept], consumer), whole)
+
+
+def test_what_is_cut_with_the_neurons() -> None:
+    assert seen("sequential")[2]["0"].per_neuron == ()
+    assert set(seen("batch_norm_before")[2]["0"].per_neuron) == {
+        (f"1.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert set(seen("batch_norm_after")[2]["0"].per_neuron) == {("2.running_mean", 0), ("2.running_var", 0)}
+    assert seen("prelu_one")[2]["0"].per_neuron == ()
+    assert seen("prelu_per_neuron")[2]["0"].per_neuron == (("1.weight", 0),)
+    assert set(seen("per_channel_activation")[2]["0"].per_neuron) == {("1.scale", 0), ("1.shift", 1)}
+
+
+def test_modules_that_become_identities() -> None:
+    assert seen("sequential")[2]["0"].region_modules == ("1",)
+    assert seen("dropout")[2]["0"].region_modules == ("1", "2")  # seen in train mode only
+    assert seen("dropout")[2]["3"].region_modules == ("4",)
+    assert seen("batch_norm_before")[2]["0"].region_modules == ("1", "2")
+    assert seen("transformer")[2]["layers.0.linear1"].region_modules == ("layers.0.activation", "layers.0.dropout")
+    assert seen("linear_directly_on_linear")[2]["0"].region_modules == ()
+    assert seen("CalledTwice")[2]["body.fc1"].region_modules == ("body.act",)
+
+
+def test_consumers() -> None:
+    assert seen("Heads")[2]["trunk"].consumers == ("a", "b")
+    assert seen("Autoencoder")[2]["encoder.0"].consumers == ("mu", "logvar")
+    assert seen("Tokens")[2]["fc1"].width == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("activation", "traits"),
+    [
+        (nn.ReLU(), (True, False, True)),
+        (nn.LeakyReLU(), (True, False, True)),
+        (nn.Tanh(), (True, True, False)),
+        (nn.Hardtanh(), (True, True, False)),
+        (nn.Identity(), (True, True, True)),
+        (nn.GELU(), (True, False, False)),
+        (nn.Sigmoid(), (True, False, False)),
+        (nn.PReLU(), (True, False, True)),
+        (nn.PReLU(WIDTH), (False, False, False)),
+        (nn.BatchNorm1d(WIDTH), (False, False, False)),
+    ],
+    ids=str,
+)
+def test_traits(activation: nn.Module, traits: tuple[bool, bool, bool]) -> None:
+    model = nn.Sequential(nn.Linear(IN, WIDTH), activation, nn.Linear(WIDTH, OUT))
+    layer = observe(model, record(model, [torch.randn(9, IN)]))["0"]
+    assert (layer.uniform, layer.odd, layer.homogeneous) == traits
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(IN, WIDTH), nn.GELU(), nn.Linear(WIDTH, OUT)).to(dtype)
+    layer = observe(model, record(model, [torch.randn(9, IN, dtype=dtype)]))["0"]
+    assert layer.merge_neurons is layer.merge_layer is None
+
+
+def test_calls_of_several_tapes_must_agree() -> None:
+    class Modes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.fc3 = nn.Linear(IN, WIDTH), nn.Linear(WIDTH, OUT), nn.Linear(WIDTH, OUT)
+
+        def forward(self, x: Tensor, flag: bool) -> Tensor:
+            return (self.fc2 if flag else self.fc3)(self.fc1(x).relu())
+
+    model = Modes()
+    tapes = record(model, [True, False], call=lambda flag: model(torch.randn(4, IN), flag))
+    assert observe(model, tapes[:1])["fc1"].consumers == ("fc2",)
+    assert observe(model, tapes).refused["fc1"] == Reason("calls disagree")
+
+
+def test_consumers_that_read_different_values() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.a, self.b = nn.Linear(IN, WIDTH), nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.trunk(x)
+            return self.a(h.relu()) + self.b(h.tanh())
+
+    model = Two()
+    graph = observe(model, record(model, [torch.randn(4, IN)]))
+    assert graph["trunk"].merge_neurons is None
+    pre = torch.randn(2, WIDTH)
+    assert torch.equal(graph.run_region(model, "trunk", pre, "b"), pre.tanh())
+    with pytest.raises(InputError, match="consumer="):
+        graph.run_region(model, "trunk", pre)
+
+
+def test_running_a_region_is_differentiable_and_changes_nothing() -> None:
+    model, _, graph = seen("in_place_module")
+    pre = torch.randn(3, WIDTH, requires_grad=True)
+    before = pre.detach().clone()
+    graph.run_region(model, "0", pre).sum().backward()
+    assert torch.equal(pre, before)
+    assert torch.equal(pre.grad, (before > 0).float())
+
+
+def test_compiled_modules_have_their_own_names() -> None:
+    model = nn.Sequential(nn.Linear(IN, WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUT))
+    wrapper = nn.Module()
+    wrapper.net = torch.compile(model, backend="eager")
+    tapes = record(wrapper, [torch.randn(4, IN)], call=wrapper.net)
+    graph = observe(wrapper, tapes)
+    assert [layer.name for layer in graph.layers] == ["net.0"]
+    assert graph["net.0"].region_modules == ("net.1",)
+
+
+def test_a_recorded_training_step_is_observed() -> None:
+    model = nn.Sequential(
+        nn.Linear(IN, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(0.3), nn.Linear(WIDTH, OUT)
+    )
+    with Recorder(model) as recorder:
+        nn.functional.cross_entropy(model(torch.randn(9, IN)), torch.zeros(9, dtype=torch.long)).backward()
+    graph = observe(model, [recorder.tape])
+    assert graph["0"].region_modules == ("1", "2", "3")
+    assert graph["0"].merge_layer is None
+
+
+def test_train_mode_that_cannot_run() -> None:
+    model = nn.Sequential(nn.Linear(IN, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, OUT))
+    graph = observe(model, record(model, [torch.randn(1, IN)]))
+    assert graph.refused["0"].key == "differs in train mode"
+
+
+def test_old_weight_norm_and_pruning_masks_compute_the_weight() -> None:
+    from torch.nn.utils import prune
+
+    model = nn.Sequential(nn.Linear(IN, WIDTH), nn.ReLU(), nn.Linear(WIDTH, OUT))
+    prune.identity(model[0], "weight")
+    assert observe(model, record(model, [torch.randn(4, IN)])).refused["0"].key == "weight computed"
+
+
+def test_reasons_are_documented() -> None:
+    assert all(text and text[0].islower() for text in REASONS.values())
+    assert Reason("columns mix").explanation == REASONS["columns mix"]
+    used = {reason.key for name in NAMES for reason in seen(name)[2].refused.values()}
+    assert used <= set(REASONS)
+
+
+def test_nothing_to_observe() -> None:
+    with pytest.raises(InputError, match="tapes is empty"):
+        observe(nn.Linear(1, 1), [])
+
+
+def test_ten_layers_are_observed_quickly() -> None:
+    parts = [part for _ in range(10) for part in (nn.Linear(50, 50), nn.Tanh())]
+    model = nn.Sequential(*parts, nn.Linear(50, OUT))
+    tapes = record(model, [torch.randn(64, 50)])
+    start = time.perf_counter()
+    assert len(observe(model, tapes).layers) == 10
+    assert time.perf_counter() - start < 0.5

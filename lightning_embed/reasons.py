@@ -27,6 +27,9 @@ REASONS: dict[str, str] = {
     "activation in code": "a function call or operator lies between, which cannot be taken out; use a module for it",
     "activation shared": "a module between is used elsewhere too; give each layer a module of its own",
     "batch-norm statistics lag": "running statistics have not settled yet; train on, or update them",
+    "consumers differ": "the Linears that read the layer read different values of it, so no one refit serves them all",
+    "values not finite": "the layer computes NaN or infinite values on the calibration data; look at data and weights",
+    "too few samples": "the calibration data are too few to fit what would replace the merged part; give more",
     "no consumer": "some of what is computed from the layer is used by no Linear that was seen",
     "never called": "the recorded calls do not use it; record a step that does",
 }

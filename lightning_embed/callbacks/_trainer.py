@@ -46,7 +46,7 @@ def _from_lightning(module: str, name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as Callback
+    from lightning.pytorch import Callback
 else:
     _BASES = tuple(sys.modules[name].Callback for name in _namespaces())
     Callback = type("Callback", _BASES, {"__module__": __name__})
@@ -152,6 +152,27 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: list[list[list[str]]]
         raise InputError(
             "The checkpoint was saved with other optimizers or parameter groups than configure_optimizers returns now."
         )
+    missing = {name for one in groups for group in one for name in group} - set(parameters)
+    if missing:
+        raise InputError(
+            f"The checkpoint's optimizer holds {', '.join(sorted(missing))}, which the loaded model does not have; "
+            "was the state dict loaded without its architecture key?"
+        )
     for optimizer, named_groups in zip(trainer.optimizers, groups, strict=True):
         for group, named in zip(optimizer.param_groups, named_groups, strict=True):
             group["params"][:] = [parameters[name] for name in named]
+
+
+__all__ = [
+    "Callback",
+    "check_supported",
+    "group_names",
+    "log_directory",
+    "log_epoch",
+    "log_step",
+    "misconfiguration",
+    "planned_epochs",
+    "rebind_groups",
+    "step_axis",
+    "tell",
+]

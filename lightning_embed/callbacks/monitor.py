@@ -52,6 +52,11 @@ class EmbeddingMonitor(Callback):
         self._sampled_step = -1
         self._gradients: dict[str, float] = {}
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin anew; a callback may serve several fits."""
+        del trainer, pl_module
+        self._sampled_step = -1
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to record, when this step is one to sample."""
         del batch, batch_idx

@@ -150,14 +150,12 @@ def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attach
 
     edits = applied.edits
     index = torch.tensor(kept, device=layer.weight.device)
-    # features of one group are multiples of one another, so its input gradients add up; a span has no such map
-    adds_up = mix if step.criterion == "condensation" else None
     attachment.remember(model, step.layer)
     for name, value in (("weight", merged[0][0]), ("bias", merged[0][1])):
         old = getattr(layer, name)
         if old is not None:
             edits.set_tensor(layer, name, value)
-            applied.moves.append(Sliced(old, getattr(layer, name), index, 0, adds_up))
+            applied.moves.append(Sliced(old, getattr(layer, name), index, 0, mix))
     edits.sync_counts(layer)
     for qualified, dim in step.per_neuron:
         owner_name, _, tensor_name = qualified.rpartition(".")

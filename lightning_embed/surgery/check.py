@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
+from lightning_embed.reasons import Reason
 from lightning_embed.surgery.plan import Tolerance
 from lightning_embed.tape import Tape, replay
 
@@ -85,8 +86,8 @@ class Check:
         for tape in self._tapes:
             for place, output in enumerate(replay(model, tape)):
                 if output.is_floating_point() and output.numel():
-                    rows = output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)
-                    columns.setdefault((place, rows.shape[1]), []).append(rows.double())
+                    rows = _rows(output)
+                    columns.setdefault((place, rows.shape[1]), []).append(rows)
         return [torch.cat(parts) for parts in columns.values()]
 
     def _with_gradient(self, model: nn.Module) -> set[str]:
@@ -98,6 +99,43 @@ class Check:
         total = torch.stack([one.double().sum() for one in outputs]).sum()
         gradients = torch.autograd.grad(total, [one for _, one in named], allow_unused=True)
         return {name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
+    """Why eval mode cannot be trusted yet: running statistics that are far from those of the calibration batches.
+
+    With statistics that have settled, eval-mode and train-mode outputs differ by the sampling error of a batch's mean
+    and variance, which falls with the root of the batch size and adds up over the batch norms.
+    """
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and _running(one)]
+    if not norms:
+        return None
+    outputs = [replay(model, tape) for tape in tapes]
+    saved = [(one, one.running_mean, one.running_var) for one in norms]
+    try:
+        for one in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
+            one.running_mean = one.running_var = None
+        batchwise = [replay(model, tape) for tape in tapes]
+    finally:
+        for one, mean, variance in saved:
+            one.running_mean, one.running_var = mean, variance
+    worst = 0.0
+    for old, new in zip(outputs, batchwise, strict=True):
+        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point() and a.numel()]
+        worst = max([worst, *(_change(_rows(a), _rows(b)) for a, b in pairs)])
+    bound = min(1.0, 3.0 * math.sqrt(len(norms) / min(tape.samples for tape in tapes)))
+    if worst <= bound:
+        return None
+    return Reason("batch-norm statistics lag", f"outputs differ by {worst:.2g} between the modes, bound {bound:.2g}")
+
+
+def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.running_mean is not None and norm.running_var is not None
+
+
+def _rows(output: Tensor) -> Tensor:
+    """An output as (samples, columns) in float64."""
+    return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
 
 
 def _change(old: Tensor, new: Tensor) -> float:

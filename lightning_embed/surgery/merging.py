@@ -6,7 +6,6 @@ whether a tolerance decides.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +13,15 @@ import torch
 from torch import nn
 
 from lightning_embed.graph import Graph, HiddenLayer, observe
+from lightning_embed.reasons import Reason
 from lightning_embed.surgery.apply import Applied, apply_step
-from lightning_embed.surgery.check import Check, Effect
+from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach
 from lightning_embed.surgery.features import Features, collect_features, sensitivities
 from lightning_embed.surgery.optimizer import remap_optimizers
 from lightning_embed.surgery.plan import Criteria, LayerMerge, NeuronMerge, Plan, Record, Step, Tolerance
-from lightning_embed.surgery.propose import nominate_layer, nominate_neurons, nominate_null, refreshed
+from lightning_embed.surgery.propose import SAMPLES, nominate_layer, nominate_neurons, nominate_null, refreshed
 from lightning_embed.tape import Tape
-
-log = logging.getLogger(__name__)
 
 
 def merge(
@@ -81,17 +79,31 @@ class _Merging:
         self.attachment = attach(model)
         self.graph: Graph = observe(model, fit)
         self.check = Check(model, decide, tolerance)
+        self.unusable: set[str] = set()
         self.steps: list[Step] = []
         self.records: list[Record] = []
 
     def run(self) -> tuple[Plan, list[Record]]:
+        """All three criteria, in order."""
         try:
-            self._null_neurons()
-            self._layers()
-            self._neurons()
+            if self._ready():
+                self._null_neurons()
+                self._layers()
+                self._neurons()
         finally:
             self.attachment.forget_untouched(self.model)
         return Plan(tuple(self.steps)), self.records
+
+    def _ready(self) -> bool:
+        """Refuse, on record, the layers that cannot be worked on; false if that is all of them."""
+        lag = batch_norm_lag(self.model, self.fit)
+        features = {} if lag else collect_features(self.model, self.graph.layers, self.fit)
+        for layer in self.graph.layers:
+            reason = lag or _unusable(features[layer.name])
+            if reason is not None:
+                self._refuse(layer, "all", str(reason))
+                self.unusable.add(layer.name)
+        return len(self.unusable) < len(self.graph.layers)
 
     # the three criteria, in order
 
@@ -139,10 +151,7 @@ class _Merging:
             if candidates:
                 self._attempt(candidates)
             elif short:
-                width = (layer.width, layer.width)
-                self.records.append(
-                    Record("neurons", layer.name, "span", done=False, reason=short, width=width, **self.when)
-                )
+                self._refuse(layer, "span", short)
 
     # measuring
 
@@ -150,10 +159,9 @@ class _Merging:
         return next(one for one in self.graph.layers if one.name == name)
 
     def _features(self, layers: Sequence[HiddenLayer] | None = None) -> dict[str, Features]:
-        """Features of the layers that can be worked on; the others leave the graph with their reason."""
-        layers = list(self.graph.layers) if layers is None else list(layers)
-        features = collect_features(self.model, layers, self.fit)
-        return {name: one for name, one in features.items() if one.finite and one.agree}
+        """Features of the layers that can be worked on."""
+        layers = self.graph.layers if layers is None else layers
+        return collect_features(self.model, [one for one in layers if one.name not in self.unusable], self.fit)
 
     def _alone(self, step: LayerMerge, probe: Check) -> float:
         """The change that one merge makes by itself, on the fitting data."""
@@ -193,6 +201,10 @@ class _Merging:
         self.attachment.history.append(record.to_dict())
         self.graph = observe(self.model, self.fit)
 
+    def _refuse(self, layer: HiddenLayer, criterion: str, reason: str) -> None:
+        kind, width = "neurons" if criterion == "span" else "layer", (layer.width, layer.width)
+        self.records.append(Record(kind, layer.name, criterion, done=False, reason=reason, width=width, **self.when))
+
     def _record(self, step: Step, effect: Effect, reason: str, parameters: tuple[int, int]) -> Record:
         is_layer = isinstance(step, LayerMerge)
         width = len(step.slope) if isinstance(step, LayerMerge) else step.width
@@ -209,6 +221,16 @@ class _Merging:
             parameters=parameters,
             **self.when,
         )
+
+
+def _unusable(features: Features) -> Reason | None:
+    if not features.finite:
+        return Reason("values not finite")
+    if not features.agree:
+        return Reason("consumers differ")
+    if features.rows < SAMPLES:
+        return Reason("too few samples", f"{features.rows} to fit, at least {SAMPLES} are needed")
+    return None
 
 
 def _count(model: nn.Module) -> int:

@@ -1,13 +1,15 @@
 """Optimizers follow a merge in place: the same objects and groups, the moments carried over where a map exists.
 
-The gradient of the narrow network is Aᵀ times that of the wide one when θ_wide = A θ_narrow (paper 001, sec. 6), so
-*first* moments, which are linear in the gradient, map exactly:
+The gradient of the narrow network is Aᵀ times that of the wide one when θ_wide = A θ_narrow (paper 001, sec. 6), and
+*first* moments are linear in the gradient:
 
 - output weights of a kept neuron see the same feature and the same error: its columns are taken over;
-- input weights of condensed neurons (w_i = r_i w_k) add up: m_k = Σ_i r_i m_i.
+- input weights add up as the features do, m_k = Σ_i M_ik m_i where φ = M φ_kept. Exact for condensed neurons
+  (w_i = r_i w_k, M_ik = r_i); for a span an estimate, far nearer than the kept neurons' own moments alone
+  (`python -m benchmarks.optimizer_state`).
 
 *Second* moments have no exact map. One heuristic, the **coherent sum**, treats the gradients that add up as fully
-correlated: v_k = (Σ_i |r_i| √v_i)². It never underestimates, so no step overshoots.
+correlated: v_k = (Σ_i |M_ik| √v_i)². It errs on the large side, so that no step overshoots.
 
 The product of two layers has no map at all. Its first moment starts at zero and its second at
 v_ij = v_bias,i · E[x_j²] (error and input independent), with the step count kept, so that bias correction does not

@@ -24,6 +24,7 @@ from lightning_embed.surgery.features import Features
 from lightning_embed.surgery.measure import condensation_vectors, consumer_weight
 from lightning_embed.surgery.plan import Criteria, LayerMerge, NeuronMerge
 
+SAMPLES = 8  # fitting samples below which nothing is nominated: two points always lie on a line
 SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron it keeps
 
 
@@ -103,7 +104,7 @@ def nominate_neurons(
             continue
         needed = SAMPLES_PER_NEURON * len(kept)
         if features.rows < needed:
-            short = f"keeping {len(kept)} neurons needs {needed} fitting samples, there are {features.rows}"
+            short = f"too few samples (keeping {len(kept)} neurons needs {needed} to fit, there are {features.rows})"
             continue
         mix, shift = refit(features.post, kept)
         candidates.append(_neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, evidence))

@@ -215,6 +215,9 @@ def _halves(
         raise InputError(
             f"{type(model).__name__} has no nn.Linear, so there is no hidden layer that could be measured or merged."
         )
+    empty = [name for name, one in model.named_parameters() if one.is_meta]
+    if empty:
+        raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = _batches(data)

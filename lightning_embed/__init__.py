@@ -3,6 +3,8 @@
 The Lightning callbacks are in `lightning_embed.callbacks`; importing this package does not import Lightning.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
 from lightning_embed.operators import (
     add_null_neurons,
@@ -12,7 +14,7 @@ from lightning_embed.operators import (
     merge_neurons,
     split_neuron,
 )
-from lightning_embed.statistics import MinimalPearsonCorrelation, minimal_pearson_correlation
+from lightning_embed.statistics import minimal_pearson_correlation
 from lightning_embed.surgery import (
     Criteria,
     Measurement,
@@ -28,6 +30,9 @@ from lightning_embed.surgery import (
     propose,
     prune,
 )
+
+if TYPE_CHECKING:
+    from lightning_embed.statistics import MinimalPearsonCorrelation
 
 __version__ = "0.1.0"
 
@@ -58,3 +63,12 @@ __all__ = [
     "prune",
     "split_neuron",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torchmetrics only where its metric is asked for."""
+    if name == "MinimalPearsonCorrelation":
+        from lightning_embed.statistics import MinimalPearsonCorrelation
+
+        return MinimalPearsonCorrelation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    demo.add_argument("--max-epochs", type=int, default=None, metavar="N", help="default: 60")
+    demo.add_argument("--max-epochs", type=_positive, default=None, metavar="N", help="default: 60")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     try:
@@ -31,6 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EmbeddingError as error:
         print(f"lightning-embed: {error}", file=sys.stderr)
         return 2
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
     """The Linears whose weights are not theirs alone, or not plain parameters, or that are never called."""
     held = _slots(list(model.named_parameters(remove_duplicate=False)))
     called = {call.layer for seen in observations for call in seen.calls}
-    uses = _weight_uses(observations)
+    uses, swapped = _weight_uses(observations), _swapped(observations)
     refused: dict[str, Reason] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear):
@@ -72,6 +72,8 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
             user = uses.get(f"{name}.{tensor}")
             if reason is None and user is not None:
                 reason = Reason("weight shared", f"{tensor} is used by {user}")
+        if reason is None and name in swapped:
+            reason = Reason("weight computed", "it is called with another one")
         if reason is None and name not in called:
             reason = Reason("never called")
         if reason is not None:
@@ -106,8 +108,23 @@ def _weight_uses(observations: Sequence[Observation]) -> dict[str, str]:
     return uses
 
 
+def _swapped(observations: Sequence[Observation]) -> set[str]:
+    """Linears that ran with another tensor than their parameter, as `torch.func.functional_call` makes them."""
+    return {
+        call.layer
+        for seen in observations
+        for call in seen.calls
+        if seen.values[seen.events[call.event].inputs[1]].name != f"{call.layer}.weight"
+    }
+
+
 def follow(
-    model: nn.Module, name: str, plain: Mapping[str, Reason], observations: Sequence[Observation]
+    model: nn.Module,
+    name: str,
+    plain: Mapping[str, Reason],
+    observations: Sequence[Observation],
+    *,
+    exact: bool,
 ) -> Flow | Reason:
     """Follow every call of a layer.
 
@@ -116,6 +133,7 @@ def follow(
         name: the layer.
         plain: Linears that are refused whatever is around them.
         observations: all of one mode.
+        exact: whether all calls must have the same arguments too, or only the same consumers.
 
     Returns:
         The flow, or the first reason that refuses the layer.
@@ -154,10 +172,16 @@ def follow(
         }
     if not sites:
         return Reason("never called")
-    if any(site.region.signature != sites[0].region.signature for site in sites):
+    if any(not _agree(site.region, sites[0].region, exact=exact) for site in sites):
         return Reason("calls disagree")
     foreign |= {other for names in held.values() if len(names) > 1 for other in names}
     return Flow(tuple(sites), tuple(dict.fromkeys(modules)), tuple(dict.fromkeys(shared)), frozenset(foreign))
+
+
+def _agree(one: Region, other: Region, *, exact: bool) -> bool:
+    if exact:
+        return one.signature == other.signature
+    return {name for name, _ in one.posts} == {name for name, _ in other.posts}
 
 
 class _Follower:

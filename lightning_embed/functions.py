@@ -9,6 +9,7 @@ import operator
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -129,7 +130,8 @@ class Address:
 
     @property
     def __name__(self) -> str:
-        return self.name
+        overload = self.owner.count(".") == 2 and self.owner.startswith("ops.")
+        return self.owner.rpartition(".")[2] if overload else self.name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -160,12 +162,13 @@ def portable(function: Callable[..., Any]) -> Callable[..., Any]:
     with contextlib.suppress(Exception):
         if pickle.loads(pickle.dumps(function)) is not None:  # noqa: S301  # made on the spot
             return function
-    if isinstance(function, torch._ops.OpOverload):
-        namespace, _, name = function._schema.name.partition("::")
-        return Address(f"ops.{namespace}.{name}", function._overloadname)
-    for owner in _OWNERS:
-        if getattr(_owner(owner), raw_name(function), None) is function:
-            return Address(owner, raw_name(function))
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        owner, _, name = f"ops.{function}".rpartition(".")
+        return Address(owner, name)
+    name = raw_name(function)
+    for owner, found in product(_OWNERS, (name, f"__{name}__")):  # x**2 is a function called pow at Tensor.__pow__
+        if getattr(_owner(owner), found, None) is function:
+            return Address(owner, found)
     return function
 
 

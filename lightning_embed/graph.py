@@ -197,12 +197,12 @@ def _layer(
 ) -> HiddenLayer | Reason:
     if name in plain:
         return plain[name]
-    flow = follow(model, name, plain, evaluated)
+    flow = follow(model, name, plain, evaluated, exact=True)
     if isinstance(flow, Reason):
         return flow
     if failure:
         return Reason("differs in train mode", failure)
-    in_training = follow(model, name, plain, trained)
+    in_training = follow(model, name, plain, trained, exact=False)
     if isinstance(in_training, Reason):
         return Reason("differs in train mode", str(in_training))
     if set(in_training.consumers) != set(flow.consumers):

@@ -342,11 +342,11 @@ class Observer(TorchFunctionMode):
         self._unseen.update({storage: origins for storage in made if storage is not None})
 
 
-class _Below(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Below(TorchDispatchMode):
     """Tells an observer of the operations that run while no function that it sees is under way."""
 
     def __init__(self, observer: Observer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._observer = observer
 
     @classmethod

@@ -10,6 +10,7 @@ REASONS: dict[str, str] = {
     "is the model's output": "what the layer computes is returned by the recorded calls, so its neurons are outputs",
     "columns mix": "what lies between the layer and its consumers (softmax, layer norm) lets one neuron change another",
     "rows mix": "what lies between the layer and its consumers lets one sample or position change another",
+    "rows differ": "what lies between does something else for each sample or position (a positional table)",
     "changes size": "the consumer reads another number of values than the layer has neurons",
     "cannot be cut": "what lies between cannot be re-executed on fewer neurons, as when a tensor with one value per "
     "neuron is neither a parameter nor a buffer; register it as a buffer, or take widths from the tensor's shape",

@@ -104,6 +104,7 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Tensor] = []  # a tensor is known by id and version, so its id must not be given away
         self._copies: dict[tuple[int, int], Tensor] = {}
         self._paused = False
+        self._foreign = ""
         self._names = {id(tensor): name for name, tensor in tensors_by_name(self.model).items()}
         self._contexts = ExitStack()
         try:
@@ -113,7 +114,7 @@ class Recorder(TorchFunctionMode):
                 if id(module) not in hooked:
                     hooked.add(id(module))
                     self._hook(canonical_name(name), module)
-            overrides._push_mode(self)  # type: ignore[no-untyped-call]
+            overrides._push_mode(self)
             self._contexts.callback(self._leave_mode)
         except BaseException:
             self._contexts.close()
@@ -170,12 +171,12 @@ class Recorder(TorchFunctionMode):
         # modes form a stack, and the code between two hooks may have left another one above this
         above = []
         while _len_torch_function_stack():
-            top = overrides._pop_mode()  # type: ignore[no-untyped-call]
+            top = overrides._pop_mode()
             if top is self:
                 break
             above.append(top)
         for mode in reversed(above):
-            overrides._push_mode(mode)  # type: ignore[no-untyped-call]
+            overrides._push_mode(mode)
 
     # ---- what is seen ----
 
@@ -189,6 +190,8 @@ class Recorder(TorchFunctionMode):
                 return
             frame = _Frame(module)
             if not self._inside:
+                if any(id(parameter) not in self._names for parameter in module.parameters()):
+                    self._foreign = name or "the model"
                 frame.event = self._begin(Step(name, None, args, kwargs), module)
             self._frames.append(frame)
 
@@ -307,7 +310,9 @@ class Recorder(TorchFunctionMode):
             self.reason = "no module with parameters was called"
         elif not refs:
             self.reason = "the recorded calls returned no floating-point tensor"
-        if not refs or not anchors:
+        elif self._foreign:
+            self.reason = f"{self._foreign} was called with other tensors in its parameters' places"
+        if self.reason:
             return None
         order = {number: position for position, number in enumerate(sorted(kept))}
         return self._tape([events[number].step for number in sorted(kept)], refs, order)

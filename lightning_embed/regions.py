@@ -16,7 +16,7 @@ from lightning_embed.functions import SHAPES, function_name, portable
 from lightning_embed.observer import LinearCall, Observation, Slot
 from lightning_embed.reasons import Reason
 from lightning_embed.replay import Autocast, Named
-from lightning_embed.tree import map_leaves, tensors_of
+from lightning_embed.tree import leaves, map_leaves, tensors_of
 
 START = 0  # the slot that holds the layer's output
 
@@ -50,12 +50,8 @@ class Region:
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters and buffers that it reads."""
-        found: list[str] = []
-        for one in self.instructions:
-            map_leaves(
-                lambda leaf: found.append(leaf.name) if isinstance(leaf, Named) else None, (one.args, one.kwargs)
-            )
-        return tuple(dict.fromkeys(found))
+        used = leaves([(one.args, one.kwargs) for one in self.instructions])
+        return tuple(dict.fromkeys(leaf.name for leaf in used if isinstance(leaf, Named)))
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -90,7 +86,6 @@ class Region:
         Returns:
             The input of each consumer. `pre` is not changed.
         """
-        sizes = _sizes(self.shape, tuple(pre.shape))
         slots = {START: pre.clone()}
         for one in self.instructions:
 
@@ -102,10 +97,8 @@ class Region:
                 return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
             args, kwargs = map_leaves(resolve, (one.args, one.kwargs))
-            if sizes and function_name(one.function) in SHAPES:
-                args, kwargs = map_leaves(
-                    lambda leaf: sizes.get(leaf, leaf) if type(leaf) is int else leaf, (args, kwargs)
-                )
+            if function_name(one.function) in SHAPES:
+                args, kwargs = _resized((args, kwargs), self.shape, tuple(pre.shape))
             with ExitStack() as stack:
                 for state in one.autocast:
                     stack.enter_context(state.enter())
@@ -115,12 +108,31 @@ class Region:
         return {consumer: slots[slot] for consumer, slot in self.posts}
 
 
-def _sizes(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
-    """Which sizes that the program wrote down stand for which ones now."""
+def _resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
+    """Arguments in which sizes that the program wrote down follow the tensor.
+
+    Written sizes are matched with the observed ones from the right, because features come last: of (8, 8) the last
+    is the width, of (-1, 8) too, and the 8 of (8, -1) is a number of rows. Sizes in excess, as in (8, 1, 8), are new.
+    """
     if old == new:
-        return {}
-    sizes = {prod(old[:end]): prod(new[:end]) for end in range(len(old), 1, -1)}
-    return {**sizes, **dict(zip(old, new, strict=True))}
+        return arguments
+    written = [leaf for leaf in leaves(arguments) if type(leaf) is int]
+    at, excess, matched = len(old) - 1, len(written) - len(old), []
+    for size in reversed(written):
+        one = next((dim for dim in range(at, -1, -1) if old[dim] == size), None)
+        many = next((dim for dim in range(at, 0, -1) if prod(old[: dim + 1]) == size), None)
+        if one is not None:
+            matched.append(new[one])
+            at = one - 1
+        elif many is not None:
+            matched.append(prod(new[: many + 1]))
+            at = -1
+        else:
+            matched.append(size)
+            at -= excess <= 0
+            excess -= 1
+    sizes = reversed(matched)
+    return map_leaves(lambda leaf: next(sizes) if type(leaf) is int else leaf, arguments)
 
 
 def _real(number: int, instead: Mapping[int, int]) -> int:
@@ -256,7 +268,7 @@ class Probe:
                 return Reason("columns mix", ", ".join(self.region.functions))
             if self._leaks(first, scale, columns=False):
                 return Reason("rows mix", ", ".join(self.region.functions))
-        return None
+        return self._differing_rows(first)
 
     def _leaks(self, before: list[Tensor], scale: float, *, columns: bool) -> bool:
         """Whether changing some columns (or rows) changes others."""
@@ -270,6 +282,17 @@ class Probe:
                 if old.shape != now.shape or not same(_flat(old)[~changes], _flat(now)[~changes]):
                     return True
         return False
+
+    def _differing_rows(self, whole: list[Tensor]) -> Reason | None:
+        """Whether single rows cannot stand for themselves."""
+        rows = _flat(self.pre)[-2:]
+        try:
+            posts = self.run(rows.reshape(-1, *(1,) * (self.pre.dim() - 2), self.width))
+        except Exception as error:  # noqa: BLE001  # any failure means that the rows need each other
+            return Reason("rows differ", str(error))
+        if all(close(_flat(post), _flat(old)[-2:]) for post, old in zip(posts, whole, strict=True)):
+            return None
+        return Reason("rows differ", ", ".join(self.region.functions))
 
     def traits(self) -> Traits:
         """Uniformity, symmetry, scaling, and which tensors go with the neurons."""

@@ -172,14 +172,21 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for device, state in zip(devices, cuda, strict=True):
             torch.cuda.set_rng_state(state, device)
         for module, saved in zip(modules, attributes, strict=True):
-            vars(module).clear()
-            vars(module).update(saved)
+            _restore(vars(module), saved)
         with torch.no_grad():
             for module, name, buffer, copied in buffers:
                 module._buffers[name] = buffer
                 # batch norm changes its statistics without counting a version; a needless copy would count one
                 if buffer is not None and copied is not None and not torch.equal(buffer, copied):
                     buffer.copy_(copied)
+
+
+def _restore(attributes: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in [name for name in attributes if name not in saved]:
+        del attributes[name]
+    for name, value in saved.items():
+        if attributes.get(name, attributes) is not value:
+            attributes[name] = value
 
 
 def set_modes(model: nn.Module, *, training: bool) -> None:

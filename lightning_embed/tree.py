@@ -79,7 +79,12 @@ def _map_mapping(fn: Callable[[Any], Any], tree: Any) -> Any:
 def _map_sequence(fn: Callable[[Any], Any], tree: Any) -> Any:
     items = [map_leaves(fn, item) for item in tree]
     if isinstance(tree, tuple):
-        return type(tree)._make(items) if hasattr(tree, "_make") else type(tree)(items)
+        if hasattr(tree, "_make"):
+            return type(tree)._make(items)
+        try:
+            return type(tree)(items)
+        except TypeError:  # a torch.Size holds nothing but integers
+            return tuple(items)
     if type(tree) is list:
         return items
     new = copy.copy(tree)
@@ -104,7 +109,12 @@ def leaves(tree: Any) -> list[Any]:
     [1, 2, 3]
     """
     found: list[Any] = []
-    map_leaves(found.append, tree)
+
+    def note(leaf: Any) -> Any:
+        found.append(leaf)
+        return leaf
+
+    map_leaves(note, tree)
     return found
 
 

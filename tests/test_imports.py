@@ -30,6 +30,7 @@ ORDER = [
     "cli",
 ]
 HEAVY = {"lightning", "pytorch_lightning", "sklearn", "tensorboard", "matplotlib"}
+SLOW = HEAVY | {"torchmetrics", "scipy", "triton"}
 
 
 def room(path):
@@ -69,7 +70,7 @@ def test_only_one_file_touches_the_inside_of_a_trainer():
                 assert not (private and owner in {"trainer", "strategy", "fit_loop", "epoch_loop"}), (path, node.attr)
 
 
-def test_importing_the_package_does_not_import_lightning():
-    code = f"import sys, lightning_embed; print(sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))"
+def test_importing_the_package_is_light():
+    code = f"import sys, lightning_embed; print(sorted({SLOW!r} & {{name.split('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,7 +1,10 @@
 """Pure measures of pre, post and weights; they change nothing. Undefined is NaN."""
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_embed.statistics.affine import AffineFit, affine_fit, affine_fit_of_moments, tangent_fit
 from lightning_embed.statistics.condensation import (
+    MAX_NEURONS,
     amplitudes,
     augmented_weights,
     cosine_groups,
@@ -11,7 +14,6 @@ from lightning_embed.statistics.condensation import (
 )
 from lightning_embed.statistics.gradients import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.statistics.linearization import (
-    MinimalPearsonCorrelation,
     minimal_pearson_correlation,
     mpc_of_moments,
     pearson_correlation,
@@ -20,7 +22,11 @@ from lightning_embed.statistics.linearization import (
 from lightning_embed.statistics.moments import Moments, PrecisionWarning, merge_moments, update_moments
 from lightning_embed.statistics.span import Span, refit, span_order, width_span
 
+if TYPE_CHECKING:
+    from lightning_embed.statistics.metrics import MinimalPearsonCorrelation
+
 __all__ = [
+    "MAX_NEURONS",
     "AffineFit",
     "MinimalPearsonCorrelation",
     "Moments",
@@ -48,3 +54,12 @@ __all__ = [
     "width_cosine",
     "width_span",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the torchmetrics classes only where they are asked for."""
+    if name == "MinimalPearsonCorrelation":
+        from lightning_embed.statistics.metrics import MinimalPearsonCorrelation
+
+        return MinimalPearsonCorrelation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from lightning_embed.errors import InputError
@@ -103,6 +102,8 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
             f"`vectors` has {neurons} neurons; grouping compares all pairs and takes at most {MAX_NEURONS}. "
             "Use the span criterion for wider layers."
         )
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes half a second to import
+
     similarity = cosine_similarity(vectors).double().cpu().numpy()
     if absolute:
         similarity = np.abs(similarity)

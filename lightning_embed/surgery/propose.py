@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import HiddenLayer
 from lightning_embed.statistics import (
+    MAX_NEURONS,
     Moments,
     affine_fit,
     amplitudes,
@@ -89,7 +90,10 @@ def nominate_neurons(
     """Candidates for merging a layer's neurons, the one that keeps fewest first; and why some were left out."""
     keeps: dict[str, tuple[list[int], dict[str, float]]] = {}
     weight = consumer_weight(model, layer)
-    if criteria.condensation is not None:
+    short = ""
+    if criteria.condensation is not None and layer.width > MAX_NEURONS:
+        short = f"too wide (condensation compares all pairs of at most {MAX_NEURONS} neurons; span has no such limit)"
+    elif criteria.condensation is not None:
         vectors = condensation_vectors(model, layer)
         if vectors is not None:
             groups = cosine_groups(vectors, criteria.condensation, absolute=layer.odd)
@@ -98,7 +102,7 @@ def nominate_neurons(
     if criteria.span is not None:
         span = span_order(features.post, weight, criteria.span)
         keeps["span"] = (sorted(span.kept), {"span": criteria.span})
-    candidates, short = [], ""
+    candidates = []
     for criterion, (kept, evidence) in sorted(keeps.items(), key=lambda item: len(item[1][0])):
         if not 0 < len(kept) < layer.width:
             continue

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import observe
@@ -185,6 +184,8 @@ def propose(
 
 def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
     """Parameters, hidden layers, neurons and FLOPs for one sample of a recorded call."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings in the compiler's packages
+
     with FlopCounterMode(display=False) as counter:
         replay(model, tape)
     return Size(

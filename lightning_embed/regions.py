@@ -19,6 +19,8 @@ from lightning_embed.replay import Autocast, Named
 from lightning_embed.tree import leaves, map_leaves, tensors_of
 
 START = 0  # the slot that holds the layer's output
+_FEW = 9  # rows on which a region is probed, once it is known to treat all rows alike
+_SCALES = (1.0, 30.0)  # of the changes by which a region is probed, relative to its values
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +241,9 @@ class Probe:
         self.pre = pre
         self.width = pre.shape[-1]
         self.generator = torch.Generator(pre.device).manual_seed(0)
+        flat = _flat(pre)
+        self.rows = torch.linspace(0, len(flat) - 1, min(len(flat), _FEW), device=pre.device).long().flip(0)
+        self.few = flat[self.rows].reshape(-1, *(1,) * (pre.dim() - 2), self.width)
 
     def run(self, pre: Tensor, named: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """The inputs of all consumers, without duplicates."""
@@ -263,34 +268,33 @@ class Probe:
         for consumer, post in given.items():
             if not same(again[consumer], post):
                 return Reason("lost from sight in", f"the way to {consumer!r}")
-        for scale in (1.0, 30.0):
-            if self._leaks(first, scale, columns=True):
-                return Reason("columns mix", ", ".join(self.region.functions))
-            if self._leaks(first, scale, columns=False):
-                return Reason("rows mix", ", ".join(self.region.functions))
-        return self._differing_rows(first)
+        if any(self._leaks(self.pre, scale, columns=False) for scale in _SCALES):
+            return Reason("rows mix", ", ".join(self.region.functions))
+        reason = self._differing_rows(first)
+        if reason is None and any(self._leaks(self.few, scale, columns=True) for scale in _SCALES):
+            return Reason("columns mix", ", ".join(self.region.functions))
+        return reason
 
-    def _leaks(self, before: list[Tensor], scale: float, *, columns: bool) -> bool:
+    def _leaks(self, pre: Tensor, scale: float, *, columns: bool) -> bool:
         """Whether changing some columns (or rows) changes others."""
-        flat = _flat(self.pre)
+        flat, before = _flat(pre), self.run(pre)
         noise = torch.randn(flat.shape, generator=self.generator, device=flat.device).to(flat.dtype)
         chosen = torch.rand(flat.shape[int(columns)], generator=self.generator, device=flat.device) < 0.5
         for mask in (chosen, ~chosen):
             changes = mask.expand(flat.shape) if columns else mask[:, None].expand(flat.shape)
             new = torch.where(changes, flat + scale * (1 + flat.abs().mean()) * noise, flat)
-            for old, now in zip(before, self.run(new.reshape(self.pre.shape)), strict=True):
+            for old, now in zip(before, self.run(new.reshape(pre.shape)), strict=True):
                 if old.shape != now.shape or not same(_flat(old)[~changes], _flat(now)[~changes]):
                     return True
         return False
 
     def _differing_rows(self, whole: list[Tensor]) -> Reason | None:
-        """Whether single rows cannot stand for themselves."""
-        rows = _flat(self.pre)[-2:]
+        """Whether rows taken out of their places cannot stand for themselves."""
         try:
-            posts = self.run(rows.reshape(-1, *(1,) * (self.pre.dim() - 2), self.width))
+            posts = self.run(self.few)
         except Exception as error:  # noqa: BLE001  # any failure means that the rows need each other
             return Reason("rows differ", str(error))
-        if all(close(_flat(post), _flat(old)[-2:]) for post, old in zip(posts, whole, strict=True)):
+        if all(close(_flat(post), _flat(old)[self.rows]) for post, old in zip(posts, whole, strict=True)):
             return None
         return Reason("rows differ", ", ".join(self.region.functions))
 
@@ -306,12 +310,12 @@ class Probe:
         return Traits(uniform=True, odd=odd, homogeneous=homogeneous, per_neuron=per_neuron, cut=cut)
 
     def _wide(self) -> Tensor:
-        noise = torch.rand(self.pre.shape, generator=self.generator, device=self.pre.device)
+        noise = torch.rand(self.few.shape, generator=self.generator, device=self.pre.device)
         return (8 * noise - 4).to(self.pre.dtype)
 
     def _uniform(self) -> bool:
         for _ in range(8):
-            posts = self.run(self._wide()[..., :1].expand(self.pre.shape))
+            posts = self.run(self._wide()[..., :1].expand(self.few.shape))
             if not all(close(post, post[..., :1].expand(post.shape)) for post in posts):
                 return False
         return True

@@ -49,7 +49,7 @@ def case(
         reasons = {}
         for key, reason in why.items():
             layer, _, what = key.partition("__")
-            reasons[layer.replace("_", "."), what or "refused"] = reason
+            reasons[layer if "." in layer else layer.replace("_", "."), what or "refused"] = reason
         kept = frozenset(neurons.split())
         given = {key: value for key, value in (("batch", batch), ("call", call)) if value is not None}
         ZOO[make.__name__] = Case(make, kept, kept if layers is None else frozenset(layers.split()), reasons, **given)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo_case import IN, OUT, WIDTH, Base, between, case
+from tests.zoo_case import IN, OUT, ROWS, WIDTH, Base, between, case
 
 
 @case("0 2", **{"4": "is the model's output"})
@@ -175,3 +175,35 @@ class ChangesSize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.glu(self.fc1(x)))
+
+
+@case("", fc1="rows mix", batch=lambda: torch.randn(4, 3, IN))
+class Transposed(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        return h.transpose(0, 1)
+
+
+@case("", fc1="rows differ")
+class PositionalParameter(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(2 * ROWS, WIDTH))
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h + self.position[: h.shape[0]]
+
+
+@case("", fc1="differs in train mode")
+class LoggedInTraining(Base):
+    def middle(self, h: Tensor) -> Tensor:
+        self.size = h.norm().item() if self.training else 0.0
+        return h
+
+
+@case("fc1", "", fc1__layer="activation in code", batch=lambda: torch.randn(WIDTH, IN))
+class SizesInCode(Base):
+    """As many rows as neurons, and both written down."""
+
+    def middle(self, h: Tensor) -> Tensor:
+        b, w = h.shape
+        return h.view(b, 1, w).view(-1, w).tanh() + h.new_zeros(b, 1)

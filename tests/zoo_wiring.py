@@ -337,3 +337,39 @@ class OutOfSight(Base):
 class CallsDisagree(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x).relu()) + self.fc2(self.fc1(-x).tanh())
+
+
+@case("", fc1="columns mix", **{"attention.out_proj": "weight shared", "fc2": "is the model's output"})
+class Attention(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h + self.attention(h[:, None], h[:, None], h[:, None])[0][:, 0]
+
+
+@case("body.fc1")
+class CumulativeStatistics(nn.Module):
+    """Batch norm whose momentum differs from call to call, in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Base()
+        self.norm = nn.BatchNorm1d(WIDTH, momentum=None)
+        self.body.middle = self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.body(-x)
+
+
+@case("", **{"body.fc1": "weight computed", "body.fc2": "weight computed"})
+class FastWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Base()
+        self.fast = nn.ParameterList(0.9 * parameter for parameter in self.body.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name: fast for (name, _), fast in zip(self.body.named_parameters(), self.fast, strict=True)}
+        return torch.func.functional_call(self.body, weights, (x,))

@@ -9,26 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_embed"
 # rooms in the order of the direction of imports: a room may import those before it
-ORDER = [
-    "errors",
-    "operators",
-    "statistics",
-    "tree",
-    "functions",
-    "replay",
-    "recorder",
-    "tape",
-    "reasons",
-    "observer",
-    "regions",
-    "flows",
-    "graph",
-    "surgery",
-    "",
-    "callbacks",
-    "demo",
-    "cli",
-]
+ORDER = ["errors", "operators", "statistics", "tape", "graph", "surgery", "", "callbacks", "demo", "cli"]
 HEAVY = {"lightning", "pytorch_lightning", "sklearn", "tensorboard", "matplotlib"}
 SLOW = HEAVY | {"torchmetrics", "scipy", "triton"}
 

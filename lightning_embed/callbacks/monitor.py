@@ -10,7 +10,7 @@ from lightning_embed.errors import InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.measure import measure_layers
-from lightning_embed.tree import canonical_name
+from lightning_embed.tape.tree import canonical_name
 
 
 class EmbeddingMonitor(Callback):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.reasons import Reason
+from lightning_embed.graph import Reason
 from lightning_embed.surgery.plan import Tolerance
 from lightning_embed.tape import Tape, replay
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_embed.replay import modules_by_name
+from lightning_embed.tape.tape import modules_by_name
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

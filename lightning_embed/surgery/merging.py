@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_embed.graph import Graph, HiddenLayer, observe
-from lightning_embed.reasons import Reason
+from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
 from lightning_embed.surgery.apply import Applied, apply_step
 from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach

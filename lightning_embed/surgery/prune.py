@@ -17,7 +17,7 @@ from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
 from lightning_embed.tape import Tape, record, replay
-from lightning_embed.tree import map_tensors, tensors_of
+from lightning_embed.tape.tree import map_tensors, tensors_of
 
 MAX_SAMPLES = 4096
 BATCH = 256

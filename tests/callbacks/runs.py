@@ -32,7 +32,7 @@ class Planted(L.LightningModule):
         self.log("loss", loss)
         return loss
 
-    def test_step(self, batch, _):
+    def test_step(self, batch, batch_idx):
         self.log("test_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
     def configure_optimizers(self):

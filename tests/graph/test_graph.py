@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import REASONS, Graph, Reason, observe
-from lightning_embed.replay import modules_by_name, tensors_by_name
 from lightning_embed.tape import Recorder, Tape, record, replay
+from lightning_embed.tape.tape import modules_by_name, tensors_by_name
 from tests.zoo import IN, OUT, WIDTH, ZOO
 
 NAMES = list(ZOO)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo_case import IN, OUT, ROWS, WIDTH, Base, between, case
+from tests.zoo.case import IN, OUT, ROWS, WIDTH, Base, between, case
 
 
 @case("0 2", **{"4": "is the model's output"})

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_embed.functions import function_name
-from lightning_embed.observer import Frame, LinearCall, Observation, is_linear
-from lightning_embed.reasons import Reason
-from lightning_embed.regions import Region, slice_region
-from lightning_embed.tree import canonical_name
+from lightning_embed.graph.observer import Frame, LinearCall, Observation, is_linear
+from lightning_embed.graph.reasons import Reason
+from lightning_embed.graph.regions import Region, slice_region
+from lightning_embed.tape.functions import function_name
+from lightning_embed.tape.tree import canonical_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Record calls of a model as tapes: inside a training step, or offline on batches."""
+"""Record calls of a model on batches, offline."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ import torch
 from torch import nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.recorder import Recorder
-from lightning_embed.replay import Autocast, Named, Ref, Step, Tape, model_device, preserved, replay, set_modes
-from lightning_embed.tree import map_tensors, tensors_of
-
-__all__ = ["Autocast", "Named", "Recorder", "Ref", "Step", "Tape", "record", "replay", "total_samples"]
-
-
-def total_samples(tapes: Iterable[Tape]) -> int:
-    """The number of samples on several tapes.
-
-    >>> total_samples(record(nn.Linear(2, 1), [torch.ones(3, 2), torch.ones(4, 2)]))
-    7
-    """
-    return sum(tape.samples for tape in tapes)
+from lightning_embed.tape.recorder import Recorder
+from lightning_embed.tape.tape import Tape, model_device, preserved, set_modes
+from lightning_embed.tape.tree import map_tensors, tensors_of
 
 
 def record(
@@ -49,6 +38,7 @@ def record(
 
     Training modes, buffers and random state are preserved.
 
+    >>> from lightning_embed.tape import replay
     >>> [tape] = record(nn.Linear(2, 1), [(torch.ones(3, 2), "targets")])
     >>> tape.samples, [tuple(output.shape) for output in replay(nn.Linear(2, 1), tape)]
     (3, [(3, 1)])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_embed.functions import in_eval, portable
-from lightning_embed.tree import map_leaves, tensors_of
+from lightning_embed.tape.functions import in_eval, portable
+from lightning_embed.tape.tree import map_leaves, tensors_of
 
 
 @dataclass(frozen=True)

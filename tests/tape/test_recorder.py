@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lightning_embed.errors import InputError
 from lightning_embed.tape import Named, Recorder, Ref, replay
-from tests.steps import Noisy, Parts, clean, mlp, names, taped
+from tests.tape.modules import Noisy, Parts, clean, mlp, names, taped
 from tests.zoo import IN, ROWS, ZOO
 
 

@@ -12,14 +12,12 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.flows import Flow, Site, follow, static_refusals
-from lightning_embed.observer import Observation, Observer
-from lightning_embed.reasons import REASONS, Reason
-from lightning_embed.regions import Probe, Region, same
-from lightning_embed.replay import Tape, eager, preserved, set_modes, tensors_by_name
-from lightning_embed.tree import canonical_name
-
-__all__ = ["REASONS", "Graph", "HiddenLayer", "Reason", "observe"]
+from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
+from lightning_embed.graph.observer import Observation, Observer
+from lightning_embed.graph.reasons import Reason
+from lightning_embed.graph.regions import Probe, Region, same
+from lightning_embed.tape.tape import Tape, eager, preserved, set_modes, tensors_by_name
+from lightning_embed.tape.tree import canonical_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.tape import Recorder, record, replay, total_samples
-from lightning_embed.tree import tensors_of
-from tests.steps import Noisy, Parts, clean, mlp, names, taped
+from lightning_embed.tape import Recorder, record, replay
+from lightning_embed.tape.tree import tensors_of
+from tests.tape.modules import Noisy, Parts, clean, mlp, names, taped
 from tests.zoo import IN, OUT, WIDTH, ZOO
 
 RANDOM = {"RandomInEval", "Autoencoder", "Adversarial"}  # the eval forward itself draws numbers
@@ -128,7 +128,7 @@ def test_default_calls() -> None:
     parts = Calibrated()
     tapes = record(parts, [{"x": x}, {"x": x}])
     assert names(tapes[0]) == ["module 'fc1'", "function relu"]
-    assert total_samples(tapes) == 8
+    assert sum(tape.samples for tape in tapes) == 8
 
 
 def test_output_selects() -> None:

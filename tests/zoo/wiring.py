@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from tests.zoo_case import IN, OUT, ROWS, WIDTH, Base, case
+from tests.zoo.case import IN, OUT, ROWS, WIDTH, Base, case
 
 
 @case("trunk", a="is the model's output", b="is the model's output")

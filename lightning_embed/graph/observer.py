@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_embed.functions import METADATA, function_name, raw_name
-from lightning_embed.recorder import in_backward, storage_of, version_of
-from lightning_embed.replay import Autocast, Tape, autocast_now, bind, execute, model_device, tensors_by_name
-from lightning_embed.tree import Leaf, canonical_name, map_tensors, tensors_of
+from lightning_embed.tape.functions import METADATA, function_name, raw_name
+from lightning_embed.tape.recorder import in_backward, storage_of, version_of
+from lightning_embed.tape.tape import Autocast, Tape, autocast_now, bind, execute, model_device, tensors_by_name
+from lightning_embed.tape.tree import Leaf, canonical_name, map_tensors, tensors_of
 
 INPUT = -1  # the origin of recorded data; other origins are numbers of calls of Linears
 

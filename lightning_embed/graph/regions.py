@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_embed.functions import SHAPES, function_name, portable
-from lightning_embed.observer import LinearCall, Observation, Slot
-from lightning_embed.reasons import Reason
-from lightning_embed.replay import Autocast, Named
-from lightning_embed.tree import leaves, map_leaves, tensors_of
+from lightning_embed.graph.observer import LinearCall, Observation, Slot
+from lightning_embed.graph.reasons import Reason
+from lightning_embed.tape.functions import SHAPES, function_name, portable
+from lightning_embed.tape.tape import Autocast, Named
+from lightning_embed.tape.tree import leaves, map_leaves, tensors_of
 
 START = 0  # the slot that holds the layer's output
 _FEW = 9  # rows on which a region is probed, once it is known to treat all rows alike

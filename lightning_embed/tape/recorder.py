@@ -14,9 +14,9 @@ from torch._C import _len_torch_function_stack
 from torch.overrides import TorchFunctionMode
 
 from lightning_embed.errors import InputError
-from lightning_embed.functions import METADATA, portable, raw_name
-from lightning_embed.replay import Named, Ref, Step, Tape, autocast_now, eager, model_device, tensors_by_name
-from lightning_embed.tree import canonical_name, map_leaves, tensors_of
+from lightning_embed.tape.functions import METADATA, portable, raw_name
+from lightning_embed.tape.tape import Named, Ref, Step, Tape, autocast_now, eager, model_device, tensors_by_name
+from lightning_embed.tape.tree import canonical_name, map_leaves, tensors_of
 
 
 def version_of(tensor: Tensor) -> int:

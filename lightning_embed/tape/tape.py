@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import ReplayError
-from lightning_embed.functions import function_name, in_eval
-from lightning_embed.tree import Leaf, canonical_name, map_leaves, map_tensors, tensors_of
+from lightning_embed.tape.functions import function_name, in_eval
+from lightning_embed.tape.tree import Leaf, canonical_name, map_leaves, map_tensors, tensors_of
 
 Collected = TypeVar("Collected")
 

@@ -1,0 +1,7 @@
+"""Recorded calls of a model that can be replayed on the model as it is later, without the code that made them."""
+
+from lightning_embed.tape.batches import record
+from lightning_embed.tape.recorder import Recorder
+from lightning_embed.tape.tape import Autocast, Named, Ref, Step, Tape, replay
+
+__all__ = ["Autocast", "Named", "Recorder", "Ref", "Step", "Tape", "record", "replay"]

@@ -170,7 +170,7 @@ def run(output: Path, *, seed: int = 0, epochs: int = EPOCHS, quiet: bool = Fals
     model = trainer.lightning_module
 
     checkpoint = output / "model.ckpt"
-    trainer.save_checkpoint(checkpoint)
+    trainer.save_checkpoint(checkpoint, weights_only=False)
     reloaded, identical = _reload(checkpoint, output, logits(model, test), seed)
     if not pruner.events:
         pruner.looks = [pruner.look(model)] * 2
@@ -203,7 +203,7 @@ def run(output: Path, *, seed: int = 0, epochs: int = EPOCHS, quiet: bool = Fals
 def _be_quiet(quiet: bool) -> None:
     """Leave out what Lightning says about matters that the demonstration has decided."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO)
+        logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's use of torch

@@ -90,9 +90,13 @@ def misconfiguration(message: str) -> Exception:
     return error
 
 
-def tell(message: str) -> None:
-    """Say one line to the user, on rank 0, in the way Lightning does."""
-    _from_lightning("utilities.rank_zero", "rank_zero_info")(message)
+def tell(trainer: Any, message: str) -> None:
+    """Say one line to the user, on rank 0: above the progress bar if there is one, else as Lightning does."""
+    bar = trainer.progress_bar_callback
+    if bar is not None and bar.is_enabled:
+        bar.print(message)
+    else:
+        _from_lightning("utilities.rank_zero", "rank_zero_info")(message)
 
 
 def step_axis(trainer: Any) -> int:

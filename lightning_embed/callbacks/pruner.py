@@ -189,8 +189,9 @@ class EmbeddingPruner(_trainer.Callback):
         for record in records:
             if record.done:
                 _trainer.tell(
+                    trainer,
                     f"Epoch {record.epoch}: merged {record.layer} ({record.criterion}), width {record.width[0]} → "
-                    f"{record.width[1]}, change {record.change:.4f} [{describe_evidence(record.evidence)}]"
+                    f"{record.width[1]}, change {record.change:.4f} [{describe_evidence(record.evidence)}]",
                 )
 
     def _write(self, trainer: Any, records: Sequence[Record]) -> None:

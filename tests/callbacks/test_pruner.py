@@ -67,8 +67,7 @@ def test_a_merge_that_changes_too_much_is_refused_and_nothing_differs(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("weights_only", [False, True])
-def test_resumed_is_uninterrupted(tmp_path, optimizer, weights_only):
+def test_resumed_is_uninterrupted(tmp_path, optimizer):
     def parts():
         pruner = EmbeddingPruner(**EXACT, every_n_epochs=100)
         saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
@@ -76,9 +75,10 @@ def test_resumed_is_uninterrupted(tmp_path, optimizer, weights_only):
 
     whole, (_, run) = Planted(optimizer), parts()
     run.fit(whole, loader())
+    torch.load(tmp_path / "epoch=3.ckpt", weights_only=True)  # plain data throughout
     resumed = Planted(optimizer, seed=5)
     pruner, run = parts()
-    run.fit(resumed, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=weights_only)
+    run.fit(resumed, loader(), ckpt_path=tmp_path / "epoch=3.ckpt")
     assert run.current_epoch == EPOCHS
     assert resumed.net[0].out_features == 6
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):

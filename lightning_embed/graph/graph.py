@@ -150,7 +150,9 @@ def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
     """
     if not tapes:
         raise InputError("tapes is empty: record at least one call of the model first.")
-    distinct = list({tape.structure: tape for tape in reversed(tapes)}.values())
+    # of tapes alike the first counts; one sample alone would show neither rows that mix nor a batch's statistics
+    ranked = sorted(reversed(tapes), key=lambda tape: tape.samples > 1)
+    distinct = list({tape.structure: tape for tape in ranked}.values())
     with torch.inference_mode(mode=False), warnings.catch_warnings(), eager():
         warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
         evaluated = [_watch(model, tape, training=False) for tape in distinct]

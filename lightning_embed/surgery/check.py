@@ -110,6 +110,9 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and _running(one)]
     if not norms:
         return None
+    tapes = [tape for tape in tapes if tape.samples > 1]  # a single sample has no variance to normalise by
+    if not tapes:
+        return Reason("batch-norm statistics lag", "batches of a single sample cannot tell; give larger ones")
     outputs = [replay(model, tape) for tape in tapes]
     saved = [(one, one.running_mean, one.running_var) for one in norms]
     try:

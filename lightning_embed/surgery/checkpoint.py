@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import CheckpointError
 from lightning_embed.surgery.edit import Edits, submodule
+from lightning_embed.tape.tape import modules_by_name
+from lightning_embed.tape.tree import canonical_name
 
 KEY = "lightning_embed (call lightning_embed.attach on the model before loading this state dict)"
 FORMAT = 1
@@ -46,8 +48,10 @@ def _skeleton(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().new_empty(0), requires_grad=parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.new_empty(0)
+    for one in module.modules():
+        for name, buffer in one._buffers.items():
+            if buffer is not None and name not in one._non_persistent_buffers_set:  # no checkpoint would bring those
+                memo[id(buffer)] = buffer.new_empty(0)
     return copy.deepcopy(module, memo)
 
 
@@ -64,23 +68,30 @@ class Attachment:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def remember(self, model: nn.Module, name: str) -> None:
-        """Note how a slot was built, before it is changed for the first time."""
-        if name not in self.originals:
-            module = submodule(model, name)
-            self.originals[name] = (_skeleton(module), _shapes(module))
+        """Note how a slot and those inside it were built, before any is changed for the first time."""
+        module = submodule(model, name)
+        for path, one in module.named_modules(prefix=name) if name else [(name, module)]:
+            if canonical_name(path) not in self.originals:
+                self.originals[canonical_name(path)] = (_skeleton(one), _shapes(one))
 
     def forget_untouched(self, model: nn.Module) -> None:
         """Forget the slots that are (again) as they were built."""
+        present = self._present(model)
         self.originals = {
             name: original
             for name, original in self.originals.items()
-            if _shapes(submodule(model, name)) != original[1]
+            if name not in present or present[name] != original[1]
         }
 
     def architecture(self, model: nn.Module) -> dict[str, Shapes | None]:
         """The present shapes of every slot that differs from how it was built; None for an identity."""
-        present = {name: _shapes(submodule(model, name)) for name in self.originals}
+        present = self._present(model)
         return {name: shapes for name, shapes in present.items() if shapes != self.originals[name][1]}
+
+    def _present(self, model: nn.Module) -> dict[str, Shapes | None]:
+        """The shapes of the slots that are there; those inside a slot that became an identity are not."""
+        modules = modules_by_name(model)
+        return {name: _shapes(modules[name]) for name in self.originals if name in modules}
 
 
 def attach(model: nn.Module) -> Attachment:
@@ -195,14 +206,15 @@ def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -
         return
     described = read_architecture(state_dict, prefix) or {"slots": {}, "history": []}
     state_dict.pop(prefix + KEY, None)
-    _check(module, state_dict, prefix, described["slots"])
+    _check(module, state_dict, prefix, described["slots"], attachment)
     target = {name: described["slots"].get(name, original[1]) for name, original in attachment.originals.items()}
     target.update(described["slots"])
     edits = Edits()
     try:
-        for name, shapes in target.items():
-            attachment.remember(module, name)
-            rebuild(module, name, shapes, attachment, edits)
+        for name, shapes in sorted(target.items(), key=lambda item: item[0].count(".")):  # outer slots first
+            if name in modules_by_name(module):  # not inside one that has become an identity
+                attachment.remember(module, name)
+                rebuild(module, name, shapes, attachment, edits)
     except Exception:
         edits.undo()
         attachment.forget_untouched(module)
@@ -211,16 +223,17 @@ def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -
     attachment.forget_untouched(module)
 
 
-def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, slots: Mapping[str, Any]) -> None:
+def _check(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, slots: Mapping[str, Any], attachment: Attachment
+) -> None:
     """Refuse a description that does not belong to this model or to these tensors, before anything is changed."""
+    known = modules_by_name(module).keys() | attachment.originals.keys()
     for name, shapes in slots.items():
-        try:
-            submodule(module, name)
-        except KeyError:
+        if name not in known:
             raise CheckpointError(
                 f"The state dict describes a merged layer {name!r}, which {type(module).__name__} does not have; "
                 "it was saved from another architecture. The model is unchanged."
-            ) from None
+            )
         for tensor, shape in (shapes or {}).items():
             saved = state_dict.get(f"{prefix}{name}.{tensor}")
             if isinstance(saved, Tensor) and list(saved.shape) != shape:

@@ -67,24 +67,27 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     }
 
     def producer(store: dict[str, list[Tensor]]) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             store["pre"].append(_rows(output.detach(), cap))
-            store["power"].append(_rows(args[0].detach(), cap).double().square().mean(dim=0))
+            (given,) = (*args, *kwargs.values())
+            store["power"].append(_rows(given.detach(), cap).double().square().sum(dim=0))
 
         return hook
 
     def consumer(store: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            store[name].append(_rows(args[0].detach(), cap))
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            (given,) = (*args, *kwargs.values())
+            store[name].append(_rows(given.detach(), cap))
 
         return hook
 
     handles = []
     for layer in layers:
         store = found[layer.name]
-        handles.append(submodule(model, layer.name).register_forward_hook(producer(store)))
+        handles.append(submodule(model, layer.name).register_forward_hook(producer(store), with_kwargs=True))
         handles.extend(
-            submodule(model, name).register_forward_pre_hook(consumer(store, name)) for name in layer.consumers
+            submodule(model, name).register_forward_pre_hook(consumer(store, name), with_kwargs=True)
+            for name in layer.consumers
         )
     with _hooked(handles):
         for tape in tapes:
@@ -92,11 +95,12 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     features = {}
     for layer in layers:
         store = found[layer.name]
+        pre = torch.cat(store["pre"])
         posts = [torch.cat(store[name]) for name in layer.consumers]
         features[layer.name] = Features(
-            pre=torch.cat(store["pre"]),
+            pre=pre,
             post=posts[0],
-            input_power=torch.stack(store["power"]).mean(dim=0),
+            input_power=torch.stack(store["power"]).sum(dim=0) / max(1, len(pre)),
             agree=all(torch.equal(one, posts[0]) for one in posts[1:]),
         )
     return features
@@ -108,22 +112,25 @@ def sensitivities(
     """Squared derivative of the outputs with respect to every hidden value, each of shape (rows, width).
 
     One backward pass per tape with a random ±1 combination of the outputs: its square has the sum over outputs of
-    the squared derivatives as its mean.
+    the squared derivatives as its mean. All zero where the outputs are detached.
     """
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     leaves: dict[tuple[str, str], list[Tensor]] = {}
 
-    def probe(key: tuple[str, str]) -> Callable[..., tuple[Tensor, ...]]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            leaves[key].append(torch.zeros_like(args[0], requires_grad=True))
-            return (args[0] + leaves[key][-1], *args[1:])
+    def probe(key: tuple[str, str]) -> Callable[..., tuple[tuple[Tensor, ...], dict[str, Tensor]]]:
+        def hook(
+            _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+        ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+            (given,) = (*args, *kwargs.values())
+            leaves[key].append(torch.zeros_like(given, requires_grad=True))
+            return (given + leaves[key][-1],), {}
 
         return hook
 
     keys = [(layer.name, consumer) for layer in layers for consumer in layer.consumers]
-    with _hooked(submodule(model, key[1]).register_forward_pre_hook(probe(key)) for key in keys):
+    with _hooked(submodule(model, key[1]).register_forward_pre_hook(probe(key), with_kwargs=True) for key in keys):
         for tape in tapes:
             leaves.update({key: [] for key in keys})
             outputs = [one for one in replay(model, tape, grad=True) if one.requires_grad]
@@ -132,7 +139,10 @@ def sensitivities(
                 sign = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
                 total = total.to(output.device) + (output * sign).double().sum()
             every = [leaf for key in keys for leaf in leaves[key]]
-            gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
+            if total.requires_grad:
+                gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
+            else:
+                gradients = iter([torch.zeros_like(leaf) for leaf in every])
             by_key = {key: [next(gradients) for _ in leaves[key]] for key in keys}
             for layer in layers:
                 # the consumers of one call read one value: their derivatives add up before squaring

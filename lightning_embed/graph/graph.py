@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -151,8 +152,10 @@ def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
     if not tapes:
         raise InputError("tapes is empty: record at least one call of the model first.")
     # of tapes alike the first counts; one sample alone would show neither rows that mix nor a batch's statistics
-    ranked = sorted(reversed(tapes), key=lambda tape: tape.samples > 1)
-    distinct = list({tape.structure: tape for tape in ranked}.values())
+    by_structure: dict[tuple[Any, ...], Tape] = {}
+    for tape in sorted(tapes, key=lambda tape: tape.samples < 2):
+        by_structure.setdefault(tape.structure, tape)
+    distinct = list(by_structure.values())
     with torch.inference_mode(mode=False), warnings.catch_warnings(), eager():
         warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
         evaluated = [_watch(model, tape, training=False) for tape in distinct]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.operators import merge_layers, merge_neurons
-from lightning_embed.surgery.checkpoint import Attachment, attach
+from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
 from lightning_embed.surgery.edit import Edits, submodule
 from lightning_embed.surgery.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Step
@@ -52,14 +52,18 @@ def apply(
     """
     if isinstance(optimizers, torch.optim.Optimizer):
         optimizers = (optimizers,)
+    known = is_attached(model)
     attachment = attach(model)
     done: list[Applied] = []
     try:
-        done.extend(apply_step(model, step) for step in plan)
+        for step in plan:
+            done.append(apply_step(model, step))  # noqa: PERF401  # those before an error are needed
     except Exception:
         for applied in reversed(done):
             applied.undo()
         attachment.forget_untouched(model)
+        if not known:
+            detach(model)
         raise
     # the steps' moves chain: what one step's move calls new is the next one's old
     for applied in done:
@@ -81,13 +85,17 @@ def apply_step(model: nn.Module, step: Step) -> Applied:
     return applied
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
+def _module(model: nn.Module, name: str) -> nn.Module:
     try:
-        module = submodule(model, name)
+        return submodule(model, name)
     except KeyError:
         raise InputError(
-            f"The plan names layer {name!r}, which the model does not have; was the plan made for another model?"
+            f"The plan names {name!r}, which the model does not have; was the plan made for another model?"
         ) from None
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = _module(model, name)
     if not isinstance(module, nn.Linear):
         raise InputError(
             f"The plan merges {name!r}, which is a {type(module).__name__} and not an nn.Linear in this model; "
@@ -128,8 +136,8 @@ def _merge_layer(model: nn.Module, step: LayerMerge, applied: Applied, attachmen
         applied.moves.append(fresh)
         _set_bias(consumer, bias, applied)
     for name in (step.layer, *step.region_modules):
+        gone = _module(model, name)
         attachment.remember(model, name)
-        gone = submodule(model, name)
         edits.set_slot(model, name, nn.Identity().train(gone.training))
         applied.moves.extend(Whole(parameter, None) for parameter in gone.parameters())
 
@@ -159,9 +167,11 @@ def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attach
     edits.sync_counts(layer)
     for qualified, dim in step.per_neuron:
         owner_name, _, tensor_name = qualified.rpartition(".")
-        owner = submodule(model, owner_name)
+        owner = _module(model, owner_name)
+        old = getattr(owner, tensor_name, None)
+        if not isinstance(old, Tensor) or old.dim() <= dim:
+            raise InputError(f"The plan cuts {qualified!r}, which is no such tensor in this model; propose it anew.")
         attachment.remember(model, owner_name)
-        old = getattr(owner, tensor_name)
         _require(old.shape[dim] == width, qualified, f"dimension {dim} is {old.shape[dim]}, not {width}")
         edits.set_tensor(owner, tensor_name, old.detach().index_select(dim, index.to(old.device)))
         if isinstance(old, nn.Parameter):

@@ -121,6 +121,11 @@ def attach(model: nn.Module) -> Attachment:
     return attachment
 
 
+def is_attached(model: nn.Module) -> bool:
+    """Whether `attach` was called on the model."""
+    return getattr(model, _ATTRIBUTE, None) is not None
+
+
 def detach(model: nn.Module) -> None:
     """Undo `attach`: the state dict holds the model's own keys only, and loads only into a model of its size."""
     if model.__dict__.pop(_ATTRIBUTE, None) is None:

@@ -6,12 +6,14 @@ whether a tolerance decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
 from lightning_embed.surgery.apply import Applied, apply_step
 from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
@@ -97,8 +99,11 @@ class _Merging:
         """Refuse, on record, the layers that cannot be worked on; false if that is all of them."""
         lag = batch_norm_lag(self.model, self.fit)
         features = {} if lag else collect_features(self.model, self.graph.layers, self.fit)
+        decided = collect_features(self.model, self.graph.layers, self.decide).keys()
         for layer in self.graph.layers:
-            reason = lag or _unusable(features[layer.name])
+            reason = lag or _unusable(features.get(layer.name))
+            if reason is None and layer.name not in decided:
+                reason = Reason("never called", "in the half of the data that decides")
             if reason is not None:
                 self._refuse(layer, "all", str(reason))
                 self.unusable.add(layer.name)
@@ -166,7 +171,7 @@ class _Merging:
         """The change that one merge makes by itself, on the fitting data."""
         try:
             applied = apply_step(self.model, step)
-        except Exception:  # noqa: BLE001  # a candidate that cannot be computed is not a candidate
+        except InputError:  # a candidate that cannot be computed comes last
             return float("inf")
         try:
             effect = probe.effect(self.model)
@@ -181,7 +186,11 @@ class _Merging:
         refusals: list[Record] = []
         for step in candidates:
             before = _count(self.model)
-            applied = apply_step(self.model, step)
+            try:
+                applied = apply_step(self.model, step)
+            except InputError as error:  # the merged weights cannot be held, in half precision for one
+                refusals.append(self._record(step, Effect(math.nan, math.nan), str(error), (before, before)))
+                continue
             effect = self.check.effect(self.model)
             reason = self.check.refusal(effect)
             if reason:
@@ -222,7 +231,9 @@ class _Merging:
         )
 
 
-def _unusable(features: Features) -> Reason | None:
+def _unusable(features: Features | None) -> Reason | None:
+    if features is None:
+        return Reason("never called", "in the half of the data that fits")
     if not features.finite:
         return Reason("values not finite")
     if not features.agree:

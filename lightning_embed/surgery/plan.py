@@ -154,7 +154,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(one) for one in value]
-    return value
+    return None if isinstance(value, float) and math.isnan(value) else value  # NaN is no JSON and differs from itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +186,17 @@ class Plan:
         return "\n".join(f"{number}. {describe(step)}" for number, step in enumerate(self.steps, 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as lists, numbers and strings."""
+        """The plan as lists, numbers, strings and None (for NaN)."""
         return {"steps": [_plain(vars(step)) for step in self.steps]}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`."""
         return Plan(tuple(_step(entry) for entry in data["steps"]))
+
+
+def _evidence(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in entry.items()}
 
 
 def _step(entry: Mapping[str, Any]) -> Step:
@@ -202,7 +206,7 @@ def _step(entry: Mapping[str, Any]) -> Step:
     common: dict[str, Any] = {
         "layer": entry["layer"],
         "consumers": tuple(entry["consumers"]),
-        "evidence": dict(entry["evidence"]),
+        "evidence": _evidence(entry["evidence"]),
     }
     if entry["kind"] == "layer":
         return LayerMerge(
@@ -280,15 +284,16 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as lists, numbers, strings and None (for NaN)."""
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else _plain(value)
-            for key, value in asdict(self).items()
-        }
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`."""
-        known: dict[str, Any] = {key: math.nan if value is None else value for key, value in data.items()}
+        known = dict(data)
+        for name in ("change", "agreement"):
+            known[name] = math.nan if data[name] is None else data[name]
+        known["evidence"] = _evidence(data["evidence"])
         known["width"], known["parameters"] = tuple(data["width"]), tuple(data["parameters"])
         return Record(**known)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,23 @@ def tell(trainer: Any, message: str) -> None:
         _from_lightning("utilities.rank_zero", "rank_zero_info")(message)
 
 
+@contextmanager
+def unlogged(module: nn.Module) -> Iterator[None]:
+    """Let `self.log` say nothing while recorded calls are replayed: a forward may log, and was heard already."""
+    loggers = [one for one in module.modules() if hasattr(type(one), "log_dict")]
+    saved = [(one, name, vars(one).get(name)) for one in loggers for name in ("log", "log_dict")]
+    try:
+        for one, name, _ in saved:
+            vars(one)[name] = lambda *_args, **_kwargs: None
+        yield
+    finally:
+        for one, name, old in saved:
+            if old is None:
+                del vars(one)[name]
+            else:
+                vars(one)[name] = old
+
+
 def step_axis(trainer: Any) -> int:
     """The x-axis on which Lightning draws step metrics (batches that stepped an optimizer)."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -120,15 +138,17 @@ def log_epoch(module: Any, metrics: Mapping[str, float], *, prog_bar: bool = Fal
     module.log_dict(dict(metrics), on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=1)
 
 
-def planned_epochs(trainer: Any) -> float | None:
+def planned_epochs(trainer: Any, module: Any) -> float | None:
     """Epochs that the Trainer plans to train; None without a planned end."""
     plans = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         plans.append(float(trainer.max_epochs))
     if trainer.max_steps is not None and trainer.max_steps >= 0:
         batches = float(trainer.num_training_batches)
+        # in manual optimization every optimizer's step counts; each is taken to step once a batch
+        steps = 1 if module.automatic_optimization else max(1, len(trainer.optimizers))
         if batches not in (0.0, float("inf")):
-            plans.append(trainer.max_steps * trainer.accumulate_grad_batches / batches)
+            plans.append(trainer.max_steps * trainer.accumulate_grad_batches / steps / batches)
     return min(plans, default=None)
 
 
@@ -179,4 +199,5 @@ __all__ = [
     "rebind_groups",
     "step_axis",
     "tell",
+    "unlogged",
 ]

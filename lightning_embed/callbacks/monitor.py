@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from lightning_embed.callbacks._trainer import Callback, log_epoch, log_step
+from lightning_embed.callbacks._trainer import Callback, log_epoch, log_step, unlogged
 from lightning_embed.callbacks.recording import Observed, StepRecording
-from lightning_embed.errors import InputError
+from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.measure import measure_layers
+from lightning_embed.tape import Tape
 from lightning_embed.tape.tree import canonical_name
 
 
@@ -50,19 +52,23 @@ class EmbeddingMonitor(Callback):
         self._recording = StepRecording()
         self._observed = Observed()
         self._sampled_step = -1
+        self._stepped: set[int] | None = None  # optimizers that stepped in the sampled step; None outside of it
         self._gradients: dict[str, float] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin anew; a callback may serve several fits."""
-        del trainer, pl_module
-        self._sampled_step = -1
+        del pl_module
+        self.measurement, self._recording, self._observed = None, StepRecording(), Observed()
+        self._sampled_step = trainer.global_step - 1
+        self._stepped, self._gradients = None, {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to record, when this step is one to sample."""
         del batch, batch_idx
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != self._sampled_step:
-            self._sampled_step = step
+        # with several optimizers one batch takes several steps, and may pass over the multiple
+        if step // self.every_n_steps != self._sampled_step // self.every_n_steps:
+            self._sampled_step, self._stepped = step, set()
             self._recording.start(pl_module)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
@@ -72,24 +78,31 @@ class EmbeddingMonitor(Callback):
             self._recording.stop()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Gradients are complete here, unscaled and not yet clipped."""
-        del optimizer
-        if trainer.global_step != self._sampled_step:
+        """Gradients are complete here, unscaled and not yet clipped; of several steps (LBFGS) the first counts."""
+        del trainer
+        if self._stepped is None or id(optimizer) in self._stepped:
             return
-        gradients = named_gradients(pl_module)
-        norms = gradient_norms(gradients)
-        self._gradients = {f"grad_norm/{canonical_name(name)}": norm.item() for name, norm in norms.items()}
-        self._gradients["grad_norm/l1"] = gradient_l1(gradients).item()
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        mine = {name for name, one in pl_module.named_parameters() if id(one) in held and one.grad is not None}
+        gradients = {name: gradient for name, gradient in named_gradients(pl_module).items() if name in mine}
+        if not gradients:
+            return
+        self._stepped.add(id(optimizer))
+        found = {f"grad_norm/{canonical_name(name)}": one.item() for name, one in gradient_norms(gradients).items()}
+        for name, norm in found.items():
+            self._gradients[name] = math.hypot(self._gradients.get(name, 0.0), norm)
+        self._gradients["grad_norm/l1"] = self._gradients.get("grad_norm/l1", 0.0) + gradient_l1(gradients).item()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure what was recorded, and log."""
         del outputs, batch, batch_idx
         self._recording.stop()
         metrics, self._gradients = self._gradients, {}
+        if metrics:
+            self._stepped = None
         tape = self._recording.take()
-        if tape is not None:
-            graph = self._observed.graph(pl_module, [tape])
-            self.measurement = measure_layers(pl_module, graph, [tape], self.criteria, widths=False)
+        if tape is not None and self._measure(pl_module, tape, widths=False):
+            assert self.measurement is not None
             metrics |= {f"mpc/{one.layer}": one.mpc for one in self.measurement.layers}
             metrics["depth"] = float(self.measurement.depth)
             if self.criteria.linearization is not None:
@@ -100,11 +113,11 @@ class EmbeddingMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count the neurons that the criteria would keep."""
         del trainer
+        self._recording.stop()  # a step that was skipped has no end
         tape = self._recording.last
-        if tape is None:
+        if tape is None or not self._measure(pl_module, tape, widths=True):
             return
-        graph = self._observed.graph(pl_module, [tape])
-        self.measurement = measure_layers(pl_module, graph, [tape], self.criteria)
+        assert self.measurement is not None
         metrics = {}
         for one in self.measurement.layers:
             if one.width_cosine is not None:
@@ -117,6 +130,22 @@ class EmbeddingMonitor(Callback):
             "width": float(sum(x.width for x in self.measurement.layers)),
         }
         log_epoch(pl_module, shown, prog_bar=True)
+
+    def _measure(self, module: Any, tape: Tape, *, widths: bool) -> bool:
+        """Measure a tape; false, and a warning, where the model does not allow it."""
+        try:
+            with unlogged(module):
+                graph = self._observed.graph(module, [tape])
+                self.measurement = measure_layers(module, graph, [tape], self.criteria, widths=widths)
+        except EmbeddingError as error:
+            self._recording.warn("The model could not be measured", error)
+            return False
+        return True
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let go of the recorded batch."""
+        del trainer, pl_module
+        self._recording = StepRecording()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""

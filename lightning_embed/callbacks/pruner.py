@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.recording import StepRecording
-from lightning_embed.errors import InputError
+from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
 from lightning_embed.surgery.plan import describe_evidence
-from lightning_embed.tape import Tape
+from lightning_embed.tape import Tape, deal
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._tapes: list[Tape] = []
         self._recording = StepRecording()
         self._groups: list[list[list[str]]] | None = None
+        self._due = False
 
     # when
 
@@ -96,10 +97,12 @@ class EmbeddingPruner(_trainer.Callback):
         return bool(since >= 0 and since % self.every_n_epochs == 0)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let checkpoints describe themselves; refuse what cannot work."""
+        """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
         attach(pl_module)
         if stage == "fit":
             _trainer.check_supported(trainer)
+            self.records, self._tapes, self._groups = [], [], None
+            self._due, self._recording = False, StepRecording()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """After a resume, bind the optimizers' groups by name, before their state is loaded."""
@@ -108,7 +111,7 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Resolve `start` against the planned end."""
-        planned = _trainer.planned_epochs(trainer)
+        planned = _trainer.planned_epochs(trainer, pl_module)
         if isinstance(self.start, float):
             if planned is None:
                 raise InputError(
@@ -162,27 +165,45 @@ class EmbeddingPruner(_trainer.Callback):
     # merge
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Merge, on what the last epoch recorded."""
+        """Merge, on what the last epoch recorded; after a resume, as soon as something was."""
         tapes, self._tapes = self._tapes, []
-        if not self.should_merge(trainer, pl_module):
+        self._due = self.should_merge(trainer, pl_module) or self._due
+        if not self._due:
             return
-        if len(tapes) < 2:
-            log.info("Epoch %d: no merging, too few training steps have been recorded yet.", trainer.current_epoch)
+        fit, decide = deal(tapes)
+        if not decide:
+            log.info("Epoch %d: no merging, no training step has been recorded yet.", trainer.current_epoch)
             return
-        self._merge(trainer, pl_module, tapes)
+        self._due = False
+        self._merge(trainer, pl_module, fit, decide)
 
-    def _merge(self, trainer: Any, pl_module: Any, tapes: Sequence[Tape]) -> None:
-        _, records = merge(
-            pl_module,
-            tapes[0::2],
-            tapes[1::2],
-            criteria=self.criteria,
-            tolerance=self.tolerance,
-            seed=1_000_003 * self.seed + trainer.global_step,
-            optimizers=trainer.optimizers,
-            epoch=trainer.current_epoch,
-            step=trainer.global_step,
-        )
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """A step that was skipped has no end of its own."""
+        del trainer, pl_module
+        self._recording.stop()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let go of what was recorded."""
+        del trainer, pl_module
+        self._tapes, self._recording = [], StepRecording()
+
+    def _merge(self, trainer: Any, pl_module: Any, fit: Sequence[Tape], decide: Sequence[Tape]) -> None:
+        try:
+            with _trainer.unlogged(pl_module):
+                _, records = merge(
+                    pl_module,
+                    fit,
+                    decide,
+                    criteria=self.criteria,
+                    tolerance=self.tolerance,
+                    seed=1_000_003 * self.seed + trainer.global_step,
+                    optimizers=trainer.optimizers,
+                    epoch=trainer.current_epoch,
+                    step=trainer.global_step,
+                )
+        except EmbeddingError as error:
+            self._recording.warn(f"Epoch {trainer.current_epoch}: nothing can be merged", error)
+            return
         self.records.extend(records)
         self._groups = _trainer.group_names(trainer, pl_module)
         self._write(trainer, records)

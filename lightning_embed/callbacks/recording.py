@@ -23,6 +23,7 @@ class StepRecording:
     """
 
     def __init__(self) -> None:
+        self._warned: set[str] = set()
         self.last: Tape | None = None
         self._recorder: Recorder | None = None
         self._fresh: Tape | None = None
@@ -40,9 +41,17 @@ class StepRecording:
         if recorder is not None:
             try:
                 self._fresh = recorder.stop()
+                if self._fresh is None:
+                    self.warn("A training step could not be recorded, so it is not measured", recorder.reason)
             except EmbeddingError as error:
-                log.warning("A training step could not be recorded, so it is not measured: %s", error)
+                self.warn("A training step could not be recorded, so it is not measured", error)
             self.last = self._fresh or self.last
+
+    def warn(self, what: str, why: object) -> None:
+        """Say what cannot be done and why, once for every reason: training goes on."""
+        if str(why) not in self._warned:
+            self._warned.add(str(why))
+            log.warning("%s: %s", what, why)
 
     def take(self) -> Tape | None:
         """The tape of the step that was just recorded, once."""
@@ -51,7 +60,7 @@ class StepRecording:
 
 
 class Observed:
-    """The graph of a model, observed anew only when names or shapes of its parameters have changed."""
+    """The graph of a model, observed anew only when names or shapes of its parameters or the calls have changed."""
 
     def __init__(self) -> None:
         self._key: Any = None
@@ -59,7 +68,8 @@ class Observed:
 
     def graph(self, module: nn.Module, tapes: Sequence[Tape]) -> Graph:
         """The graph of a module as it is now."""
-        key = [(name, one.shape) for name, one in module.named_parameters()]
+        shapes = [(name, one.shape) for name, one in module.named_parameters()]
+        key = (shapes, [tape.structure for tape in tapes])
         if self._graph is None or key != self._key:
             self._graph, self._key = observe(module, tapes), key
         return self._graph

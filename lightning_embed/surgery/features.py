@@ -60,7 +60,7 @@ def _hooked(handles: Iterable[Any]) -> Iterator[None]:
 
 
 def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape]) -> dict[str, Features]:
-    """Replay tapes and keep what every given layer puts out and its consumers read."""
+    """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     found: dict[str, dict[str, list[Tensor]]] = {
         layer.name: {"pre": [], "power": [], **{name: [] for name in layer.consumers}} for layer in layers
@@ -95,6 +95,8 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     features = {}
     for layer in layers:
         store = found[layer.name]
+        if not store["pre"] or not all(store[name] for name in layer.consumers):
+            continue
         pre = torch.cat(store["pre"])
         posts = [torch.cat(store[name]) for name in layer.consumers]
         features[layer.name] = Features(

@@ -101,7 +101,11 @@ def measure_layers(
     """Measure every hidden layer of a graph on tapes; `widths=False` leaves out the costlier kept widths."""
     layers = list(graph.layers)
     features = collect_features(model, layers, tapes) if layers else {}
-    measured = tuple(_measure(model, layer, features[layer.name], criteria, widths=widths) for layer in layers)
+    measured = tuple(
+        _measure(model, layer, features[layer.name], criteria, widths=widths)
+        for layer in layers
+        if layer.name in features
+    )
     return Measurement(measured, tuple((name, str(reason)) for name, reason in graph.refused.items()))
 
 

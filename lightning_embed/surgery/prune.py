@@ -16,7 +16,7 @@ from lightning_embed.graph import observe
 from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
-from lightning_embed.tape import Tape, record, replay
+from lightning_embed.tape import Tape, deal, record, replay
 from lightning_embed.tape.tree import map_tensors, tensors_of
 
 MAX_SAMPLES = 4096
@@ -223,7 +223,7 @@ def _halves(
         torch.manual_seed(seed)
         batches = _batches(data)
     tapes = record(model, batches, call=call, output=output)
-    return tapes[0::2], tapes[1::2]
+    return deal(tapes)
 
 
 def _batches(data: Any) -> list[Any]:

@@ -2,6 +2,6 @@
 
 from lightning_embed.tape.batches import record
 from lightning_embed.tape.recorder import Recorder
-from lightning_embed.tape.tape import Autocast, Named, Ref, Step, Tape, replay
+from lightning_embed.tape.tape import Autocast, Named, Ref, Step, Tape, deal, replay
 
-__all__ = ["Autocast", "Named", "Recorder", "Ref", "Step", "Tape", "record", "replay"]
+__all__ = ["Autocast", "Named", "Recorder", "Ref", "Step", "Tape", "deal", "record", "replay"]

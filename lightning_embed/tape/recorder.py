@@ -239,6 +239,7 @@ class Recorder(TorchFunctionMode):
                 args=map_leaves(self._leaf, step.args),
                 kwargs=map_leaves(self._leaf, step.kwargs),
                 autocast=autocast_now(model_device(self.model)),
+                dtype=torch.get_default_dtype(),
             )
             return _Event(encoded, uses, module is not None, anchor, from_call), given
         finally:

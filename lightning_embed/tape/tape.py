@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,6 +61,7 @@ class Step:
         writes: tensors that the call changes in place, as position among the tensors of its arguments or as `Ref`;
             they count as returned after what it returns.
         autocast: the state in which it ran.
+        dtype: the default dtype in which it ran (Lightning's bf16-true changes it during a step).
     """
 
     module: str | None
@@ -69,6 +70,7 @@ class Step:
     kwargs: dict[str, Any]
     writes: tuple[int | Ref, ...] = ()
     autocast: tuple[Autocast, ...] = ()
+    dtype: torch.dtype = torch.float32
 
     @property
     def name(self) -> str:
@@ -105,6 +107,36 @@ class Tape:
 
         return tuple((step.name, repr(map_leaves(kind, (step.args, step.kwargs)))) for step in self.steps)
 
+    def halves(self) -> list[Tape]:
+        """Two tapes with every other sample each: what has the leading dimension of `samples` is taken apart."""
+
+        def part(begin: int) -> Tape:
+            def every_other(tensor: Tensor) -> Tensor:
+                return tensor[begin::2] if tensor.dim() and len(tensor) == self.samples else tensor
+
+            steps = tuple(
+                replace(step, args=map_tensors(every_other, step.args), kwargs=map_tensors(every_other, step.kwargs))
+                for step in self.steps
+            )
+            return replace(self, steps=steps, samples=len(range(begin, self.samples, 2)), nbytes=self.nbytes // 2)
+
+        return [part(0), part(1)]
+
+
+def deal(tapes: Sequence[Tape]) -> tuple[list[Tape], list[Tape]]:
+    """Deal tapes out in two halves, one that fits and one that decides; a single tape is cut in two.
+
+    Tapes of one structure go to the halves in turn, so that a training that alternates between two kinds of steps
+    has both kinds in both halves.
+    """
+    if len(tapes) == 1 and tapes[0].samples > 1:
+        tapes = tapes[0].halves()
+    kinds: dict[tuple[Any, ...], list[Tape]] = {}
+    for tape in tapes:
+        kinds.setdefault(tape.structure, []).append(tape)
+    ordered = [tape for kind in kinds.values() for tape in kind]
+    return ordered[0::2], ordered[1::2]
+
 
 def model_device(model: nn.Module) -> torch.device:
     """The device of a model's first parameter or buffer; the CPU for a model without any.
@@ -137,14 +169,31 @@ def autocast_now(device: torch.device) -> tuple[Autocast, ...]:
     return tuple(Autocast(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name)) for name in types)
 
 
+class _Stance:
+    """The compiler's stance while something runs eagerly: how many need it, and the way back for the last of them."""
+
+    users = 0
+    way_back = ExitStack()
+
+
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled modules as they were written; does nothing where the compiler was never loaded."""
-    if "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
+    """Run compiled modules as they were written; does nothing where the compiler was never loaded.
+
+    The recordings of two callbacks overlap without being nested, so the last to leave restores the stance.
+    """
+    if "torch._dynamo" not in sys.modules:
         yield
+        return
+    if not _Stance.users:
+        _Stance.way_back.enter_context(torch.compiler.set_stance("force_eager"))
+    _Stance.users += 1
+    try:
+        yield
+    finally:
+        _Stance.users -= 1
+        if not _Stance.users:
+            _Stance.way_back.close()
 
 
 @contextmanager
@@ -293,6 +342,8 @@ def execute(
             with ExitStack() as stack:
                 for state in step.autocast:
                     stack.enter_context(state.enter())
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(step.dtype)
                 result = called(*args, **kwargs)
             written = [tensors_of((args, kwargs))[at] if isinstance(at, int) else resolve(at) for at in step.writes]
             values.append([*tensors_of(result), *written])

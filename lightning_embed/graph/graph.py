@@ -17,7 +17,7 @@ from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason
 from lightning_embed.graph.regions import Probe, Region, same
-from lightning_embed.tape.tape import Tape, eager, preserved, set_modes, tensors_by_name
+from lightning_embed.tape.tape import Tape, eager, modules_by_name, preserved, set_modes, tensors_by_name
 from lightning_embed.tape.tree import canonical_name
 
 
@@ -221,7 +221,8 @@ def _layer(
     if traits is None:
         assert reason is not None
         return reason
-    neurons = traits.cut or _foreign_use(name, [flow, in_training], [one for one, _ in traits.per_neuron])
+    cut = [one for one, _ in traits.per_neuron]
+    neurons = traits.cut or _foreign_use(name, [flow, in_training], cut) or _unsaved(model, cut)
     layer = _removable(flow, in_training, named)
     if neurons is not None and layer is not None and neurons.key == layer.key:
         return neurons
@@ -249,22 +250,36 @@ def _foreign_use(name: str, flows: Iterable[Flow], tensors: Iterable[str]) -> Re
     return None
 
 
+def _unsaved(model: nn.Module, tensors: Iterable[str]) -> Reason | None:
+    """Whether cut tensors would be missing in a checkpoint, from which the cut could not be repeated."""
+    for tensor in tensors:
+        owner, _, name = tensor.rpartition(".")
+        if name in modules_by_name(model)[owner]._non_persistent_buffers_set:
+            return Reason("cannot be cut", f"the buffer {tensor} is not persistent")
+    return None
+
+
 def _removable(flow: Flow, in_training: Flow, named: dict[str, Tensor]) -> Reason | None:
     """Why what lies between cannot be taken out of the way by identities in its modules' places."""
     for one in (flow, in_training):
         if one.shared:
             return Reason("activation shared", ", ".join(one.shared))
         for site in one.sites:
-            if not _passes_through(site, named):
+            if not (_passes_through(site, named, site.call.pre) and _passes_through(site, named, site.call.given)):
                 return Reason("activation in code", ", ".join(site.bypass.functions))
     return None
 
 
-def _passes_through(site: Site, named: dict[str, Tensor]) -> bool:
+def _passes_through(site: Site, named: dict[str, Tensor], value: Tensor) -> bool:
+    """Whether what stays in the user's code leaves a value alone.
+
+    It must do so with the layer's output and with its input, which takes its place once the layer is gone.
+    """
     copies = {name: named[name].clone() for name in site.bypass.names}
-    posts = site.bypass.run(copies, site.call.pre).values()
+    try:
+        posts = site.bypass.run(copies, value).values()
+    except Exception:  # noqa: BLE001  # whatever a re-executed function raises at another width
+        return False
     return all(
-        post.numel() == site.call.pre.numel()
-        and same(post.reshape(site.call.pre.shape).to(site.call.pre.dtype), site.call.pre)
-        for post in posts
+        post.numel() == value.numel() and same(post.reshape(value.shape).to(value.dtype), value) for post in posts
     )

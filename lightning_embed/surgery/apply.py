@@ -29,6 +29,7 @@ class Applied:
         self.moves.clear()
 
 
+@torch.inference_mode(mode=False)
 def apply(
     model: nn.Module,
     plan: Plan,

@@ -76,6 +76,8 @@ class Check:
             return effect.failure
         if self._tolerance.allows(effect.change, effect.agreement):
             return ""
+        if effect.change == math.inf:
+            return "change inf: an output overflows, or one changes that is constant on the deciding data"
         if not effect.change <= self._tolerance.change:
             return f"change {effect.change:.4f} > {self._tolerance.change:g}"
         return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"

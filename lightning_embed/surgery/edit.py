@@ -51,7 +51,8 @@ class Edits:
         else:
             own = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
             count = next((len(one) for one in own if one.dim() == 1), None)
-            counts = {} if count is None else {"num_features": count, "num_parameters": count}
+            torchs = isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU))  # elsewhere it may mean anything
+            counts = {"num_features": count, "num_parameters": count} if torchs and count is not None else {}
         for name, number in counts.items():
             if getattr(module, name, number) != number:
                 self.set(module, name, number)
@@ -66,6 +67,7 @@ class Edits:
         parent = submodule(model, parent_name)
         if hasattr(parent._modules.get(child), "_orig_mod"):
             parent, child = parent._modules[child], "_orig_mod"  # type: ignore[assignment]  # a compiled wrapper
+            self.set(parent, "forward", module.__call__)  # its own one stays bound to the old module
         self.set(parent, child, module)
         if isinstance(parent, nn.TransformerEncoderLayer) and child == "activation":
             self.set(parent, "activation_relu_or_gelu", _fused_activation(module))

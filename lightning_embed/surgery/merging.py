@@ -25,6 +25,8 @@ from lightning_embed.surgery.propose import SAMPLES, nominate_layer, nominate_ne
 from lightning_embed.tape import Tape
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def merge(
     model: nn.Module,
     fit: Sequence[Tape],

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FIRST = frozenset({"exp_avg", "momentum_buffer", "exp_inf_avg"})
-_SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf"})
+_FIRST = frozenset({"exp_avg", "momentum_buffer", "grad_avg"})
+_ROOT = frozenset({"exp_inf"})  # in the units of the gradient: the root of a second moment
+_SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}) | _ROOT
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class Sliced:
         mix = self.mix.to(device=value.device, dtype=torch.float64)
         if key in _FIRST:
             return (mix.T @ value.double()).to(value.dtype)
+        if key in _ROOT:
+            return (mix.abs().T @ value.double()).to(value.dtype)
         return (mix.abs().T @ value.double().sqrt()).square().to(value.dtype)
 
 
@@ -73,6 +76,9 @@ class Fresh:
         if key not in _SECOND:
             return fresh
         power = self.input_power.to(device=value.device, dtype=torch.float64)
+        if key in _ROOT:
+            square = self.seed("exp_avg_sq", value.square(), None if bias_value is None else bias_value.square())
+            return square.sqrt()
         if bias_value is not None:
             error = bias_value.double()
         else:
@@ -127,12 +133,17 @@ def _remap(optimizer: torch.optim.Optimizer, move: ParameterMove) -> None:
 
 
 def _carry(optimizer: torch.optim.Optimizer, move: ParameterMove, state: dict[str, object]) -> dict[str, object]:
+    if not isinstance(move, Whole) and any(
+        isinstance(value, Tensor) and value.numel() > 1 and value.shape != move.old.shape for value in state.values()
+    ):
+        return {}  # factored state (Adafactor) has no map: it starts anew
     carried: dict[str, object] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.shape != move.old.shape or isinstance(move, Whole):  # type: ignore[union-attr]  # old is set here
             carried[key] = value
         elif isinstance(move, Sliced):
-            carried[key] = move.carry(key, value)
+            # with a second moment beside it, momentum is a buffer of steps, not of gradients (RMSprop)
+            carried[key] = move.carry("steps" if key == "momentum_buffer" and "square_avg" in state else key, value)
         else:
             bias_state = optimizer.state.get(move.bias, {}) if move.bias is not None else {}
             carried[key] = move.seed(key, value, bias_state.get(key))

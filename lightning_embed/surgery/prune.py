@@ -95,8 +95,8 @@ def prune(
 
     Args:
         model: any module; it is left untouched.
-        data: calibration data: a DataLoader, an iterable of batches, or one tensor (samples, …). At most 4096
-            samples are used. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
+        data: calibration data: a DataLoader, an iterable of batches, or one tensor (samples, …). Batches are taken
+            until there are 4096 samples. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
         criteria: thresholds that nominate; the defaults of `Criteria` if None.
         tolerance: the bound that decides; the defaults of `Tolerance` if None.
         call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
@@ -107,8 +107,8 @@ def prune(
         The smaller model, the records and measurements; see `Result`.
 
     Raises:
-        InputError: the data are empty or a single sample, a batch needs `call=`, the outputs are not finite, or
-            the model has no Linear that could be a hidden layer.
+        InputError: the data are empty or a single sample, a batch needs `call=`, the outputs are not finite, the
+            model cannot be copied, or it has no Linear that could be a hidden layer.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2))
     >>> result = prune(net, torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))
@@ -117,7 +117,7 @@ def prune(
     """
     criteria, tolerance = criteria or Criteria(), tolerance or Tolerance()
     fit, decide = _halves(model, data, call, output, seed)
-    pruned = copy.deepcopy(model)
+    pruned = _copy(model)
     before, size = look(pruned, fit, criteria)
     plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, seed=seed)
     after, smaller = look(pruned, fit, criteria)
@@ -149,7 +149,7 @@ def measure(
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    copied = copy.deepcopy(model)
+    copied = _copy(model)
     return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
 
 
@@ -178,7 +178,7 @@ def propose(
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    plan, _ = merge(copy.deepcopy(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
+    plan, _ = merge(_copy(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
     return plan
 
 
@@ -202,6 +202,17 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
     return measurement, size_of(model, tapes[0], measurement)
 
 
+@torch.inference_mode(mode=False)
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Take what it keeps on itself "
+            "from earlier calls (features, graphs, open files) off it first."
+        ) from error
+
+
 def _halves(
     model: nn.Module,
     data: Any,
@@ -219,8 +230,11 @@ def _halves(
     empty = [name for name, one in model.named_parameters() if one.is_meta]
     if empty:
         raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
+    lazy = [name for name, one in model.named_parameters() if nn.parameter.is_lazy(one)]
+    if lazy:
+        raise InputError(f"{lazy[0]} is lazy and has no shape yet; call the model once on a batch first.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
         batches = _batches(data)
     tapes = record(model, batches, call=call, output=output)
     return deal(tapes)

@@ -17,10 +17,10 @@ def data(samples=200):
     return torch.randn(samples, 3, generator=torch.Generator().manual_seed(1))
 
 
-def linearized(activation=None, *, last=None):
+def linearized(activation=None):
     """3-6-2 with input weights so small that the activation acts linearly."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 6), activation or nn.Tanh(), last or nn.Linear(6, 2))
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh() if activation is None else activation, nn.Linear(6, 2))
     net[0].weight.data.mul_(0.02)
     return net
 
@@ -113,3 +113,155 @@ def test_inputs_by_keyword():
     model = ByKeyword()
     assert done(le.prune(model, data(), criteria=LAYERS)) == {("net.0", "linearization")}
     assert done(le.prune(copy.deepcopy(model), data(), criteria=NEURONS))
+
+
+class Scaled(nn.Module):
+    """An activation with a table of constants that no checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 6), persistent=False)
+
+    def forward(self, x):
+        return torch.tanh(x * self.scale)
+
+
+def test_what_no_checkpoint_holds_is_not_cut_and_comes_back():
+    net = linearized(Scaled())
+    net[0].weight.data[:2] = 0.0
+    assert "not persistent" in le.measure(net, data()).layers[0].merge_neurons
+    merged = le.prune(net, data()).model
+    assert isinstance(merged[1], nn.Identity)
+    merged.load_state_dict(net.state_dict())
+    assert torch.equal(merged(data()), net(data()))
+
+
+class InCode(nn.Module):
+    """A functional activation that is the identity on the layer's output, but not on its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.first.bias.data.fill_(30.0)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_an_activation_in_code_must_leave_the_input_alone_too():
+    torch.manual_seed(0)
+    assert le.measure(InCode(), data()).layers[0].merge_layer == "activation in code (relu)"
+    assert le.measure(InCode(), data().abs()).layers[0].merge_layer == ""
+
+
+@torch.no_grad()
+def test_a_merged_checkpoint_loads_into_compiled_slots():
+    net = linearized()
+    merged = le.prune(net, data(), criteria=LAYERS).model
+    fresh = linearized()
+    fresh[1] = torch.compile(fresh[1], backend="eager")
+    fresh[0] = torch.compile(fresh[0], backend="eager")
+    fresh(data())
+    le.attach(fresh)
+    fresh.load_state_dict(merged.state_dict())
+    assert torch.equal(fresh(data()), merged(data()))
+    assert torch.equal(copy.deepcopy(fresh)(data()), merged(data()))
+    assert done(le.prune(fresh, data(), criteria=LAYERS)) == set()
+
+
+@torch.no_grad()
+def test_compiled_slots_merge():
+    net = linearized(torch.compile(nn.Tanh(), backend="eager"))
+    expected = net(data())
+    merged = le.prune(net, data(), criteria=LAYERS).model
+    assert sum(one.numel() for one in merged.parameters()) == 8
+    assert (merged(data()) - expected).std() < 0.01 * expected.std()
+
+
+class Named(nn.Module):
+    """Its `num_features` is not the number of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_features = 3
+        self.scale = nn.Parameter(torch.ones(6))
+        self.first, self.act, self.last = nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x.view(-1, self.num_features)) * self.scale))
+
+
+def test_attributes_of_the_users_modules_are_left_alone():
+    torch.manual_seed(0)
+    net = Named()
+    net.first.weight.data[:2] = 0.0
+    result = le.prune(net, data(), criteria=le.Criteria(None, None, None))
+    assert done(result) == {("first", "null")}
+    assert result.model.num_features == 3
+    fresh = Named()
+    le.attach(fresh)
+    fresh.load_state_dict(result.model.state_dict())
+    assert torch.equal(fresh(data()), result.model(data()))
+
+
+class WithConstant(nn.Module):
+    """Returns a number besides its scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = linearized()
+
+    def forward(self, x):
+        scores = self.net(x)
+        return scores, scores.sum()
+
+
+def test_a_constant_output_that_changes_is_named_as_the_reason():
+    assert "constant on the deciding data" in le.prune(WithConstant(), data()).records[0].reason
+    assert done(le.prune(WithConstant(), data(), output=lambda given: given[0]))
+
+
+def test_a_lazy_model_is_refused_before_it_is_touched():
+    net = nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(2))
+    with pytest.raises(le.InputError, match="lazy"):
+        le.measure(net, data())
+    assert isinstance(net[0], nn.LazyLinear)
+
+
+class Remembers(nn.Module):
+    """Keeps its last features on itself, with their autograd graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = linearized()
+
+    def forward(self, x):
+        self.features = self.net[1](self.net[0](x))
+        return self.net[2](self.features)
+
+
+def test_a_model_that_cannot_be_copied_is_told_so():
+    model = Remembers()
+    assert done(le.prune(model, data()))
+    model(data())
+    with pytest.raises(le.InputError, match="cannot be copied"):
+        le.prune(model, data())
+
+
+def test_no_device_is_seeded_behind_the_users_back(monkeypatch):
+    net = linearized()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("it seeded the accelerator"))
+    le.measure(net, DataLoader(TensorDataset(data()), batch_size=50, shuffle=True))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_callers_grad_mode_does_not_matter(context):
+    net = linearized()
+    with context():
+        result = le.prune(net, data(), criteria=LAYERS)
+        plan = le.propose(net, data(), criteria=LAYERS)
+        le.apply(net, plan)
+    assert result.plan == le.prune(linearized(), data(), criteria=LAYERS).plan
+    for model in (net, result.model):
+        model(data()).sum().backward()
+        assert model[2].weight.grad is not None

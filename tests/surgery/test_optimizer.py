@@ -16,6 +16,8 @@ OPTIMIZERS = {
     "adam": lambda params, lr: torch.optim.Adam(params, lr=lr),
     "amsgrad": lambda params, lr: torch.optim.Adam(params, lr=lr, amsgrad=True),
     "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, weight_decay=0.1),
+    "adamax": lambda params, lr: torch.optim.Adamax(params, lr=lr, eps=1e-30),
+    "rmsprop": lambda params, lr: torch.optim.RMSprop(params, lr=lr, momentum=0.9, centered=True, eps=1e-30),
 }
 
 
@@ -134,3 +136,19 @@ def test_lbfgs_starts_anew():
     before = closure().item()
     optimizer.step(closure)
     assert closure().item() < before
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Adadelta", "ASGD", "Adagrad", "NAdam", "RAdam", "Rprop"])
+def test_other_optimizers_train_on(name):
+    model = mlp(3, 5, 4, 2)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-3)
+    gather(model, optimizer)
+    le.apply(
+        model,
+        plan(layer_merge(model, "2", "3", "4"), neuron_merge(model, [[0, 3]], consumer="4")),
+        optimizers=optimizer,
+    )
+    gather(model, optimizer)
+    assert all(bool(torch.isfinite(one).all()) for one in model.parameters())
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]

@@ -122,6 +122,12 @@ def step_axis(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def agreed(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
+    """What rank 0 measured, on every rank, so that callbacks which monitor it decide alike. Every rank has to call."""
+    found: dict[str, float] = trainer.strategy.broadcast(metrics)
+    return found
+
+
 def log_step(trainer: Any, module: Any, metrics: Mapping[str, float]) -> None:
     """Log now, in a training-batch hook: to every logger, and into `trainer.callback_metrics`.
 
@@ -134,8 +140,8 @@ def log_step(trainer: Any, module: Any, metrics: Mapping[str, float]) -> None:
 
 
 def log_epoch(module: Any, metrics: Mapping[str, float], *, prog_bar: bool = False) -> None:
-    """Log in an epoch hook: to every logger, `trainer.callback_metrics` and, if asked, the progress bar."""
-    module.log_dict(dict(metrics), on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=1)
+    """Log in an epoch hook what was agreed: to loggers, `trainer.callback_metrics` and, if asked, the progress bar."""
+    module.log_dict(dict(metrics), on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=1, sync_dist=True)
 
 
 def planned_epochs(trainer: Any, module: Any) -> float | None:
@@ -189,6 +195,7 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: list[list[list[str]]]
 
 __all__ = [
     "Callback",
+    "agreed",
     "check_supported",
     "group_names",
     "log_directory",

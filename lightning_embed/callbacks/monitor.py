@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_embed.callbacks._trainer import Callback, log_epoch, log_step, unlogged
+from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, unlogged
 from lightning_embed.callbacks.recording import Observed, StepRecording
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
@@ -97,50 +97,46 @@ class EmbeddingMonitor(Callback):
         """Measure what was recorded, and log."""
         del outputs, batch, batch_idx
         self._recording.stop()
-        metrics, self._gradients = self._gradients, {}
-        if metrics:
-            self._stepped = None
         tape = self._recording.take()
-        if tape is not None and self._measure(pl_module, tape, widths=False):
-            assert self.measurement is not None
-            metrics |= {f"mpc/{one.layer}": one.mpc for one in self.measurement.layers}
-            metrics["depth"] = float(self.measurement.depth)
-            if self.criteria.linearization is not None:
-                metrics["linear_layers"] = float(self.measurement.linear_layers(self.criteria.linearization))
+        if self._stepped is None:
+            return
+        metrics, self._gradients = self._gradients, {}
+        if tape is not None:
+            metrics |= self._measure(pl_module, tape, widths=False)
+        metrics = agreed(trainer, metrics)
+        if "grad_norm/l1" in metrics:
+            self._stepped = None
         if metrics:
             log_step(trainer, pl_module, metrics)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count the neurons that the criteria would keep."""
-        del trainer
         self._recording.stop()  # a step that was skipped has no end
         tape = self._recording.last
-        if tape is None or not self._measure(pl_module, tape, widths=True):
-            return
-        assert self.measurement is not None
-        metrics = {}
-        for one in self.measurement.layers:
-            if one.width_cosine is not None:
-                metrics[f"width/cosine/{one.layer}"] = float(one.width_cosine)
-            if one.width_span is not None:
-                metrics[f"width/span/{one.layer}"] = float(one.width_span)
+        metrics = agreed(trainer, {} if tape is None else self._measure(pl_module, tape, widths=True))
+        shown: dict[str, float] = {name: metrics.pop(name) for name in ("depth", "width") if name in metrics}
         log_epoch(pl_module, metrics)
-        shown = {
-            "depth": float(self.measurement.depth),
-            "width": float(sum(x.width for x in self.measurement.layers)),
-        }
         log_epoch(pl_module, shown, prog_bar=True)
 
-    def _measure(self, module: Any, tape: Tape, *, widths: bool) -> bool:
-        """Measure a tape; false, and a warning, where the model does not allow it."""
+    def _measure(self, module: Any, tape: Tape, *, widths: bool) -> dict[str, float]:
+        """Measure a tape; what it shows as metrics, nothing (and a warning) where the model does not allow it."""
         try:
             with unlogged(module):
                 graph = self._observed.graph(module, [tape])
-                self.measurement = measure_layers(module, graph, [tape], self.criteria, widths=widths)
+                found = measure_layers(module, graph, [tape], self.criteria, widths=widths)
         except EmbeddingError as error:
             self._recording.warn("The model could not be measured", error)
-            return False
-        return True
+            return {}
+        self.measurement = found
+        metrics = {"depth": float(found.depth)}
+        if widths:
+            metrics["width"] = float(sum(one.width for one in found.layers))
+            kept = [(f"width/cosine/{one.layer}", one.width_cosine) for one in found.layers]
+            kept += [(f"width/span/{one.layer}", one.width_span) for one in found.layers]
+            return metrics | {name: float(width) for name, width in kept if width is not None}
+        if self.criteria.linearization is not None:
+            metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))
+        return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let go of the recorded batch."""

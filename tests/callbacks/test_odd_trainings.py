@@ -1,6 +1,8 @@
 """Trainings out of the ordinary: the callbacks follow them, or say once why not, and never break them."""
 
 import logging
+import subprocess
+import sys
 
 import lightning as L
 import pytest
@@ -198,3 +200,11 @@ def test_a_model_that_makes_tensors_in_the_default_dtype_trains_in_bf16(tmp_path
     trainer(tmp_path, [EmbeddingMonitor(3), pruner], precision="bf16-true").fit(Makes(), loader())
     assert any(one.done for one in pruner.records)
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_every_process_of_a_distributed_training_sees_the_same_metrics(tmp_path):
+    ignored = [f"-Wignore:{start}" for start in ("The 'train_dataloader'", "`isinstance(treespec")]
+    command = [sys.executable, "-Werror::UserWarning", *ignored, "-m", "tests.callbacks.two_processes", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == 0, run.stderr
+    assert {"0.pt", "1.pt"} <= {one.name for one in tmp_path.iterdir()}

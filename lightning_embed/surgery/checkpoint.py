@@ -166,7 +166,10 @@ def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool =
     on_load = getattr(model, "on_load_checkpoint", None)
     if callable(on_load) and "state_dict" in checkpoint:
         on_load(checkpoint)
-    model.load_state_dict(checkpoint.get("state_dict", checkpoint))
+    try:
+        model.load_state_dict(checkpoint.get("state_dict", checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not belong to {cls.__name__}: {error}") from error
     return model
 
 

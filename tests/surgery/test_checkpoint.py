@@ -148,3 +148,10 @@ def test_the_fused_transformer_path_forgets_a_removed_activation():
     fresh.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(fresh(x), fused, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("content", [{"weight": torch.ones(2, 2)}, {"epoch": 3, "model": {}}, [1, 2]])
+def test_a_file_of_another_class_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(le.CheckpointError, match="not"):
+        le.load_from_checkpoint(nn.Tanh, tmp_path / "other.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,9 @@ from lightning_embed.operators import merge_layers, merge_neurons
 from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
 from lightning_embed.surgery.edit import Edits, submodule
 from lightning_embed.surgery.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Step
+from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, Step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,6 +56,7 @@ def apply(
     """
     if isinstance(optimizers, torch.optim.Optimizer):
         optimizers = (optimizers,)
+    optimizers = list(optimizers)
     known = is_attached(model)
     attachment = attach(model)
     done: list[Applied] = []
@@ -67,8 +71,26 @@ def apply(
             detach(model)
         raise
     # the steps' moves chain: what one step's move calls new is the next one's old
-    for applied in done:
-        remap_optimizers(optimizers, applied.moves)
+    for step, applied in zip(plan, done, strict=True):
+        settle(model, applied, optimizers, Record.of(step))
+
+
+def settle(model: nn.Module, applied: Applied, optimizers: Iterable[torch.optim.Optimizer], record: Record) -> None:
+    """Make a step final: the optimizers follow, the model's history tells of it."""
+    remap_optimizers(optimizers, applied.moves)
+    attach(model).history.append(record.to_dict())
+    hooked = sum(bool(move.old is not None and _has_hooks(move.old)) for move in applied.moves)
+    if hooked:
+        log.warning(
+            "%d merged parameters of %s and its consumers had gradient hooks, which the new ones do not have; "
+            "register them again.",
+            hooked,
+            record.layer,
+        )
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def apply_step(model: nn.Module, step: Step) -> Applied:

@@ -6,7 +6,6 @@ whether a tolerance decides.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
-from lightning_embed.surgery.apply import Applied, apply_step
-from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
+from lightning_embed.surgery.apply import apply_step, settle
+from lightning_embed.surgery.check import Check, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach
+from lightning_embed.surgery.edit import submodule
 from lightning_embed.surgery.features import Features, collect_features, sensitivities
-from lightning_embed.surgery.optimizer import remap_optimizers
-from lightning_embed.surgery.plan import Criteria, LayerMerge, NeuronMerge, Plan, Record, Step, Tolerance
+from lightning_embed.surgery.plan import Criteria, LayerMerge, Plan, Record, Step, Tolerance
 from lightning_embed.surgery.propose import SAMPLES, nominate_layer, nominate_neurons, nominate_null, refreshed
 from lightning_embed.tape import Tape
 
@@ -57,9 +56,8 @@ def merge(
     Returns:
         The merges that were made, in order, and the record of everything that was nominated.
     """
-    merging = _Merging(model, fit, decide, criteria, tolerance, seed, optimizers)
-    merging.when = {"epoch": epoch, "step": step}
-    return merging.run()
+    when = {"epoch": epoch, "step": step}
+    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, when).run()
 
 
 class _Merging:
@@ -74,11 +72,11 @@ class _Merging:
         tolerance: Tolerance | None,
         seed: int,
         optimizers: Sequence[torch.optim.Optimizer],
+        when: dict[str, Any],
     ) -> None:
         self.model, self.fit, self.decide = model, fit, decide
         self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
-        self.optimizers = optimizers
-        self.when: dict[str, Any] = {}
+        self.optimizers, self.when = optimizers, when
         self.attachment = attach(model)
         self.graph: Graph = observe(model, fit)
         self.check = Check(model, decide, tolerance)
@@ -140,12 +138,20 @@ class _Merging:
                 weights[layer.name],
                 lambda pre, name=layer.name: self.graph.run_region(self.model, name, pre),  # type: ignore[misc]  # bound now
             )
+            if fits and self._partly_frozen(layer):
+                self._refuse(layer, "linearization", str(Reason("frozen beside trainable")))
+                continue
             effects = [(self._alone(step, probe), step) for step in fits]
             if effects:
                 nominated.append(min(effects, key=lambda pair: pair[0]))
         for _, step in sorted(nominated, key=lambda pair: pair[0]):
-            layer = self._layer(step.layer)
-            self._attempt([refreshed(step, layer, self._features([layer])[step.layer])])
+            # the merges before it may have changed its consumers
+            now = next((one for one in self.graph.layers if one.name == step.layer), None)
+            if now is None or now.merge_layer is not None:
+                why = str(self.graph.refused.get(step.layer)) if now is None else now.merge_layer
+                self.records.append(Record.of(step, reason=f"after the merges before it: {why}", **self.when))
+                continue
+            self._attempt([refreshed(step, now, self._features([now])[step.layer])])
 
     def _neurons(self) -> None:
         """Layer after layer, on the features of the network as it has become."""
@@ -153,16 +159,17 @@ class _Merging:
             features = self._features([layer]).get(layer.name)
             if layer.merge_neurons is not None or features is None:
                 continue
-            candidates, short = nominate_neurons(self.model, layer, features, self.criteria)
-            if candidates:
-                self._attempt(candidates)
-            elif short:
-                self._refuse(layer, "span", short)
+            candidates, refused = nominate_neurons(self.model, layer, features, self.criteria)
+            for criterion, reason in refused.items():
+                self._refuse(layer, criterion, reason)
+            self._attempt(candidates)
 
     # measuring
 
-    def _layer(self, name: str) -> HiddenLayer:
-        return next(one for one in self.graph.layers if one.name == name)
+    def _partly_frozen(self, layer: HiddenLayer) -> bool:
+        """Whether some of the weights that would become one product are trained and others not."""
+        names = (layer.name, *layer.consumers)
+        return len({submodule(self.model, name).weight.requires_grad for name in names}) > 1
 
     def _features(self, layers: Sequence[HiddenLayer] | None = None) -> dict[str, Features]:
         """Features of the layers that can be worked on."""
@@ -185,52 +192,35 @@ class _Merging:
 
     def _attempt(self, candidates: Sequence[Step]) -> None:
         """Try candidates for one layer, the boldest first, until one is allowed; record what happened."""
-        refusals: list[Record] = []
         for step in candidates:
             before = _count(self.model)
             try:
                 applied = apply_step(self.model, step)
             except InputError as error:  # the merged weights cannot be held, in half precision for one
-                refusals.append(self._record(step, Effect(math.nan, math.nan), str(error), (before, before)))
+                self.records.append(Record.of(step, reason=str(error), parameters=(before, before), **self.when))
                 continue
             effect = self.check.effect(self.model)
             reason = self.check.refusal(effect)
             if reason:
                 applied.undo()
-                refusals.append(self._record(step, effect, reason, (before, before)))
-                continue
-            self.records.extend(refusals)
-            self._keep(step, applied, self._record(step, effect, "", (before, _count(self.model))))
-            return
-        self.records.extend(refusals)
-
-    def _keep(self, step: Step, applied: Applied, record: Record) -> None:
-        remap_optimizers(self.optimizers, applied.moves)
-        self.steps.append(step)
-        self.records.append(record)
-        self.attachment.history.append(record.to_dict())
-        self.graph = observe(self.model, self.fit)
+            record = Record.of(
+                step,
+                reason=reason,
+                change=effect.change,
+                agreement=effect.agreement,
+                parameters=(before, _count(self.model)),
+                **self.when,
+            )
+            self.records.append(record)
+            if not reason:
+                settle(self.model, applied, self.optimizers, record)
+                self.steps.append(step)
+                self.graph = observe(self.model, self.fit)
+                return
 
     def _refuse(self, layer: HiddenLayer, criterion: str, reason: str) -> None:
-        kind, width = "neurons" if criterion == "span" else "layer", (layer.width, layer.width)
+        kind, width = "neurons" if criterion in {"condensation", "span"} else "layer", (layer.width, layer.width)
         self.records.append(Record(kind, layer.name, criterion, done=False, reason=reason, width=width, **self.when))
-
-    def _record(self, step: Step, effect: Effect, reason: str, parameters: tuple[int, int]) -> Record:
-        is_layer = isinstance(step, LayerMerge)
-        width = len(step.slope) if isinstance(step, LayerMerge) else step.width
-        return Record(
-            kind=step.kind,
-            layer=step.layer,
-            criterion="linearization" if is_layer else step.criterion,  # type: ignore[union-attr]  # a NeuronMerge
-            done=not reason,
-            reason=reason,
-            evidence=dict(step.evidence),
-            change=effect.change,
-            agreement=effect.agreement,
-            width=(width, width if reason else len(step.kept) if isinstance(step, NeuronMerge) else 0),
-            parameters=parameters,
-            **self.when,
-        )
 
 
 def _unusable(features: Features | None) -> Reason | None:

@@ -282,6 +282,28 @@ class Record:
     epoch: int | None = None
     step: int | None = None
 
+    @staticmethod
+    def of(
+        merge: Step, *, reason: str = "", change: float = math.nan, agreement: float = math.nan, **rest: Any
+    ) -> Record:
+        """The record of a step: done, or refused for a reason."""
+        if isinstance(merge, LayerMerge):
+            criterion, before, after = "linearization", len(merge.slope), 0
+        else:
+            criterion, before, after = merge.criterion, merge.width, len(merge.kept)
+        return Record(
+            kind=merge.kind,
+            layer=merge.layer,
+            criterion=criterion,
+            done=not reason,
+            reason=reason,
+            evidence=dict(merge.evidence),
+            change=change,
+            agreement=agreement,
+            width=(before, before if reason else after),
+            **rest,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The record as lists, numbers, strings and None (for NaN)."""
         plain: dict[str, Any] = _plain(asdict(self))

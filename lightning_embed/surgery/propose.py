@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.graph import HiddenLayer
+from lightning_embed.graph import HiddenLayer, Reason
 from lightning_embed.statistics import (
     MAX_NEURONS,
     Moments,
@@ -86,13 +86,13 @@ def nominate_layer(
 
 def nominate_neurons(
     model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria
-) -> tuple[list[NeuronMerge], str]:
-    """Candidates for merging a layer's neurons, the one that keeps fewest first; and why some were left out."""
+) -> tuple[list[NeuronMerge], dict[str, str]]:
+    """Candidates for merging a layer's neurons, the one that keeps fewest first; by criterion, why there is none."""
     keeps: dict[str, tuple[list[int], dict[str, float]]] = {}
     weight = consumer_weight(model, layer)
-    short = ""
+    refused: dict[str, str] = {}
     if criteria.condensation is not None and layer.width > MAX_NEURONS:
-        short = f"too wide (condensation compares all pairs of at most {MAX_NEURONS} neurons; span has no such limit)"
+        refused["condensation"] = str(Reason("too wide", f"at most {MAX_NEURONS} neurons can be compared in pairs"))
     elif criteria.condensation is not None:
         vectors = condensation_vectors(model, layer)
         if vectors is not None:
@@ -108,11 +108,12 @@ def nominate_neurons(
             continue
         needed = SAMPLES_PER_NEURON * len(kept)
         if features.rows < needed:
-            short = f"too few samples (keeping {len(kept)} neurons needs {needed} to fit, there are {features.rows})"
+            what = f"keeping {len(kept)} neurons needs {needed} to fit, there are {features.rows}"
+            refused[criterion] = str(Reason("too few samples", what))
             continue
         mix, shift = refit(features.post, kept)
         candidates.append(_neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, evidence))
-    return candidates, short
+    return candidates, refused
 
 
 def _neurons(

@@ -298,3 +298,32 @@ def test_a_model_without_a_hidden_layer_is_measured_as_such():
     assert result.before.depth == 0
     assert result.before.refused == (("0", "is the model's output"),)
     assert "nothing was nominated" in str(result)
+
+
+def test_a_trained_layer_is_not_merged_into_a_frozen_one():
+    model = mlp(3, 5, 5, 2, activation=nn.Identity)
+    model[4].requires_grad_(False)
+    result = le.prune(model, data(), criteria=le.Criteria(0.99, None, None))
+    assert [(one.layer, one.done, one.reason) for one in result.records] == [
+        ("2", False, "frozen beside trainable"),
+        ("0", True, ""),
+    ]
+
+
+def test_values_that_are_not_finite_inside_are_refused_by_layer():
+    model = mlp(3, 5, 5, 2)
+    with torch.no_grad():
+        model[0].bias[0] = float("inf")
+    result = le.prune(model, data(), tolerance=le.Tolerance(change=0.5))
+    assert ("0", "all", "values not finite") in [(one.layer, one.criterion, one.reason) for one in result.records]
+    assert torch.equal(result.model[0].weight, model[0].weight)
+
+
+def test_apply_is_in_the_history_and_lost_gradient_hooks_are_told(caplog):
+    _, wide = planted()
+    handle = wide[0].weight.register_hook(lambda gradient: gradient)
+    plan = le.propose(wide, data(), criteria=EXACT)
+    le.apply(wide, plan)
+    assert [one["layer"] for one in le.attach(wide).history] == [step.layer for step in plan]
+    assert "had gradient hooks" in caplog.text
+    handle.remove()

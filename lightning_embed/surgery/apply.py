@@ -41,8 +41,13 @@ def apply(
 ) -> None:
     """Carry out a plan on a model in place, without a check of its effect.
 
-    The model's state dict describes its architecture from then on (see `attach`). `prune` is the way that
-    measures the effect of every step and undoes what changes too much.
+    A layer merge puts W₂ diag(λ) W₁ and W₂ (λ∘b₁ + μ) + b₂ into the consumer (paper 000, eq. 4.2 read from right to
+    left); a neuron merge keeps some rows of W₁ and puts W₂ M and W₂ s + b₂ into the consumer, where the features of
+    all neurons are M φ_kept + s. The model's state dict describes its architecture from then on (see `attach`).
+
+    Preserved: the outputs as far as the plan's fits hold (`prune` measures that, and undoes what changes too much),
+    every other parameter, names of modules, modes, hooks on modules. Not preserved: gradient hooks on the parameters
+    that are replaced; the log says so.
 
     Args:
         model: the model that the plan was proposed for (or one of the same architecture).
@@ -53,6 +58,14 @@ def apply(
     Raises:
         InputError: a step does not fit the model (a name is missing, a width differs, a value is not finite). The
             model and the optimizers are then as they were before the call.
+
+    >>> from lightning_embed import Criteria, propose
+    >>> net = nn.Sequential(nn.Linear(1, 1), nn.Identity(), nn.Linear(1, 1))
+    >>> for one, value in zip(net.parameters(), (2.0, 1.0, 3.0, 0.0)):
+    ...     _ = one.data.fill_(value)
+    >>> apply(net, propose(net, torch.linspace(-1, 1, 64)[:, None]))
+    >>> [round(one.item(), 4) for one in net.parameters()]  # 3 (2 x + 1)
+    [6.0, 3.0]
     """
     if isinstance(optimizers, torch.optim.Optimizer):
         optimizers = (optimizers,)

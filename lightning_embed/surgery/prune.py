@@ -146,6 +146,11 @@ def measure(
 
     Raises:
         InputError: as in `prune`.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(-9, 9), nn.Linear(3, 1))
+    >>> found = measure(net, torch.linspace(-1, 1, 64).reshape(32, 2))
+    >>> found.layers[0].width, round(found.layers[0].mpc, 6), found.linear_layers(0.99)
+    (3, 1.0, 1)
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
@@ -175,6 +180,10 @@ def propose(
 
     Raises:
         InputError: as in `prune`.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(-9, 9), nn.Linear(3, 1))
+    >>> print(propose(net, torch.linspace(-1, 1, 64).reshape(32, 2)))
+    1. merge layer 0 (3 neurons) into 2  [mpc 1, fit weighted]
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]

@@ -17,6 +17,8 @@ from torch import nn
 
 from lightning_embed.errors import InputError
 
+Groups = list[list[list[str | None]]]
+
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
 
@@ -166,23 +168,23 @@ def log_directory(trainer: Any) -> Path | None:
     return Path(directory)
 
 
-def group_names(trainer: Any, module: nn.Module) -> list[list[list[str]]]:
-    """Names of the parameters in every group of every optimizer."""
+def group_names(trainer: Any, module: nn.Module) -> Groups:
+    """Names of the parameters in every group of every optimizer; None for one that the module does not hold."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [
-        [[names[id(one)] for one in group["params"] if id(one) in names] for group in optimizer.param_groups]
+        [[names.get(id(one)) for one in group["params"]] for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
 
 
-def rebind_groups(trainer: Any, module: nn.Module, groups: list[list[list[str]]]) -> None:
+def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
     """Let every group hold the named parameters in the saved order, before the optimizer state is loaded."""
     parameters = dict(module.named_parameters())
     if [len(one.param_groups) for one in trainer.optimizers] != [len(one) for one in groups]:
         raise InputError(
             "The checkpoint was saved with other optimizers or parameter groups than configure_optimizers returns now."
         )
-    missing = {name for one in groups for group in one for name in group} - set(parameters)
+    missing = {name for one in groups for group in one for name in group if name is not None} - set(parameters)
     if missing:
         raise InputError(
             f"The checkpoint's optimizer holds {', '.join(sorted(missing))}, which the loaded model does not have; "
@@ -190,11 +192,20 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: list[list[list[str]]]
         )
     for optimizer, named_groups in zip(trainer.optimizers, groups, strict=True):
         for group, named in zip(optimizer.param_groups, named_groups, strict=True):
-            group["params"][:] = [parameters[name] for name in named]
+            held = {id(one) for one in parameters.values()}
+            foreign = [one for one in group["params"] if id(one) not in held]
+            if len(foreign) != named.count(None):
+                raise InputError(
+                    f"The checkpoint's optimizer holds {named.count(None)} parameters from outside the module, "
+                    f"configure_optimizers returns {len(foreign)} now."
+                )
+            places = iter(foreign)
+            group["params"][:] = [next(places) if name is None else parameters[name] for name in named]
 
 
 __all__ = [
     "Callback",
+    "Groups",
     "agreed",
     "check_supported",
     "group_names",

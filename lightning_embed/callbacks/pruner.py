@@ -52,7 +52,7 @@ class EmbeddingPruner(_trainer.Callback):
         self,
         criteria: Criteria | None = None,
         tolerance: Tolerance | None = None,
-        start: float = 0.5,
+        start: int | float = 0.5,  # noqa: PYI041  # LightningCLI would turn an epoch into a float
         every_n_epochs: int = 1,
         calibration_samples: int = 4096,
         calibration_mib: float = 256.0,
@@ -85,7 +85,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._start_epoch = 0
         self._tapes: list[Tape] = []
         self._recording = StepRecording()
-        self._groups: list[list[list[str]]] | None = None
+        self._groups: _trainer.Groups | None = None
         self._due = False
 
     # when
@@ -98,10 +98,11 @@ class EmbeddingPruner(_trainer.Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
-        attach(pl_module)
+        attachment = attach(pl_module)
         if stage == "fit":
             _trainer.check_supported(trainer)
-            self.records, self._tapes, self._groups = [], [], None
+            self.records = [Record.from_dict(record) for record in attachment.history]
+            self._tapes, self._groups = [], None
             self._due, self._recording = False, StepRecording()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

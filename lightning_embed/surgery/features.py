@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_embed.graph import HiddenLayer
 from lightning_embed.surgery.edit import submodule
 from lightning_embed.tape import Tape, replay
+from lightning_embed.tape.recorder import in_backward
 
 MAX_ROWS = 16_384  # per layer; the tokens of long sequences are thinned evenly beyond this
 
@@ -126,8 +127,10 @@ def sensitivities(
             _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
         ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
             (given,) = (*args, *kwargs.values())
-            leaves[key].append(torch.zeros_like(given, requires_grad=True))
-            return (given + leaves[key][-1],), {}
+            leaf = torch.zeros_like(given, requires_grad=True)
+            if not in_backward():  # a checkpointed block is computed again there
+                leaves[key].append(leaf)
+            return (given + leaf,), {}
 
         return hook
 

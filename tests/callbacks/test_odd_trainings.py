@@ -3,16 +3,18 @@
 import logging
 import subprocess
 import sys
+import typing
 
 import lightning as L
 import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import lightning_embed as le
 from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
-from tests.callbacks.runs import Planted, loader, trainer
+from tests.callbacks.runs import EPOCHS, Planted, loader, trainer
 
 EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "start": 2}
 
@@ -208,3 +210,48 @@ def test_every_process_of_a_distributed_training_sees_the_same_metrics(tmp_path)
     run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert run.returncode == 0, run.stderr
     assert {"0.pt", "1.pt"} <= {one.name for one in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks_are_merged(tmp_path, reentrant):
+    class Checkpointed(Planted):
+        def forward(self, x):
+            return checkpoint(self.net, x.clone().requires_grad_(), use_reentrant=reentrant)
+
+    run, model = trainer(tmp_path, [EmbeddingMonitor(3), EmbeddingPruner(**EXACT)]), Checkpointed()
+    run.fit(model, loader())
+    assert run.current_epoch == run.max_epochs
+    assert isinstance(model.net[2], nn.Identity)
+
+
+def test_a_second_fit_of_the_same_model_keeps_the_records_of_its_merges(tmp_path):
+    model, pruner = Planted(), EmbeddingPruner(**EXACT)
+    run = trainer(tmp_path, [pruner])
+    run.fit(model, loader())
+    done = [one.to_dict() for one in pruner.records if one.done]
+    run.fit_loop.max_epochs = EPOCHS + 1
+    run.fit(model, loader())
+    assert [one.to_dict() for one in pruner.records if one.done] == done != []
+
+
+def test_a_parameter_that_only_the_optimizer_holds_survives_a_resume(tmp_path):
+    class Outside(Planted):
+        def configure_optimizers(self):
+            self.outside = [nn.Parameter(torch.zeros(3))]
+            return torch.optim.Adam([*self.net[0].parameters(), *self.outside, *self.net[2:].parameters()], lr=1e-3)
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self(batch[0]) + self.outside[0], batch[1])
+
+    run = trainer(tmp_path, [EmbeddingPruner(**EXACT)])
+    run.fit(Outside(), loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    model, run = Outside(), trainer(tmp_path, [EmbeddingPruner(**EXACT)], max_epochs=EPOCHS + 1)
+    run.fit(model, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    held = [id(one) for one in run.optimizers[0].param_groups[0]["params"]]
+    assert held == [id(one) for one in (*model.net[0].parameters(), *model.outside, *model.net[4].parameters())]
+
+
+def test_a_command_line_can_tell_an_epoch_from_a_share():
+    hint = typing.get_type_hints(EmbeddingPruner.__init__)["start"]
+    assert typing.get_args(hint) == (int, float)

@@ -189,6 +189,8 @@ class EmbeddingPruner(_trainer.Callback):
         self._tapes, self._recording = [], StepRecording()
 
     def _merge(self, trainer: Any, pl_module: Any, fit: Sequence[Tape], decide: Sequence[Tape]) -> None:
+        history = attach(pl_module).history
+        known = len(history)
         try:
             with _trainer.unlogged(pl_module):
                 _, records = merge(
@@ -203,8 +205,8 @@ class EmbeddingPruner(_trainer.Callback):
                     step=trainer.global_step,
                 )
         except EmbeddingError as error:
-            self._recording.warn(f"Epoch {trainer.current_epoch}: nothing can be merged", error)
-            return
+            self._recording.warn(f"Epoch {trainer.current_epoch}: nothing more can be merged", error)
+            records = [Record.from_dict(one) for one in history[known:]]  # what was merged before it failed
         self.records.extend(records)
         self._groups = _trainer.group_names(trainer, pl_module)
         self._write(trainer, records)

@@ -187,7 +187,7 @@ def test_what_cannot_be_measured_or_merged_is_said_once_and_training_goes_on(tmp
     with caplog.at_level(logging.WARNING, "lightning_embed"):
         run.fit(Faulty(), loader())
     assert run.current_epoch == run.max_epochs
-    said = [one for one in caplog.messages if "nothing can be merged" in one]
+    said = [one for one in caplog.messages if "nothing more can be merged" in one]
     assert len(said) == 1
     assert fault in said[0].lower()
 

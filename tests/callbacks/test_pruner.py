@@ -142,3 +142,17 @@ def test_start_past_the_end_or_without_an_end_is_refused(tmp_path):
 def test_callbacks_that_cannot_follow_are_named(tmp_path, other):
     with pytest.raises(MisconfigurationException, match=f"{type(other).__name__}.*lightning_embed.prune"):
         trainer(tmp_path, [EmbeddingPruner(), other]).fit(Planted(), loader())
+
+
+def test_what_was_merged_before_an_error_is_kept_on_record(tmp_path, monkeypatch):
+    def fail(self):
+        raise le.ReplayError("as planned")
+
+    monkeypatch.setattr("lightning_embed.surgery.merging._Merging._neurons", fail)
+    pruner, model = EmbeddingPruner(**EXACT), Planted()
+    run = trainer(tmp_path, [pruner], logger=CSVLogger(tmp_path, "", ""))
+    run.fit(model, loader())
+    assert [(one.layer, one.criterion) for one in pruner.records] == [("net.2", "linearization")]
+    assert len((tmp_path / "merges.jsonl").read_text().splitlines()) == 1
+    held = [name for groups in pruner.state_dict()["groups"] for group in groups for name in group]
+    assert held == [name for name, _ in model.named_parameters()]

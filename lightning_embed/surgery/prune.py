@@ -17,7 +17,7 @@ from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
 from lightning_embed.tape import Tape, deal, record, replay
-from lightning_embed.tape.tree import map_tensors, tensors_of
+from lightning_embed.tape.tree import tensors_of
 
 MAX_SAMPLES = 4096
 BATCH = 256
@@ -245,12 +245,17 @@ def _halves(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
         batches = _batches(data)
-    tapes = record(model, batches, call=call, output=output)
-    return deal(tapes)
+    fit, decide = deal(record(model, batches, call=call, output=output))
+    if not decide:
+        raise InputError(
+            "data holds a single calibration sample; one half of the data fits and the other half decides, "
+            "so at least two are needed (some hundreds are sensible)."
+        )
+    return fit, decide
 
 
 def _batches(data: Any) -> list[Any]:
-    """At least two batches of together at most about `MAX_SAMPLES` samples."""
+    """Batches of together about `MAX_SAMPLES` samples, of a tensor at least two."""
     if isinstance(data, Tensor):
         batches: list[Any] = (
             list(data[:MAX_SAMPLES].split(max(1, min(BATCH, -(-len(data) // 2))))) if data.dim() else []
@@ -266,26 +271,9 @@ def _batches(data: Any) -> list[Any]:
         raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
     if sum(_samples(batch) for batch in batches) == 0:
         raise InputError("data is empty: there is no calibration sample to measure anything on.")
-    if len(batches) == 1:
-        batches = _split(batches[0])
     return batches
 
 
 def _samples(batch: Any) -> int:
     first = next(iter(tensors_of(batch)), None)
     return 1 if first is None or first.dim() == 0 else len(first)
-
-
-def _split(batch: Any) -> list[Any]:
-    """One batch as two, so that one half can fit and the other decide."""
-    samples = _samples(batch)
-    if samples < 2:
-        raise InputError(
-            "data holds a single calibration sample; one half of the data fits and the other half decides, "
-            "so at least two are needed (some hundreds are sensible)."
-        )
-
-    def part(begin: int, end: int) -> Any:
-        return map_tensors(lambda one: one[begin:end] if one.dim() and len(one) == samples else one, batch)
-
-    return [part(0, samples // 2), part(samples // 2, samples)]

@@ -195,8 +195,13 @@ def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
     """Parameters, hidden layers, neurons and FLOPs for one sample of a recorded call."""
     from torch.utils.flop_counter import FlopCounterMode  # brings in the compiler's packages
 
-    with FlopCounterMode(display=False) as counter:
-        replay(model, tape)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused path of transformers counts as no operation at all
+    try:
+        with FlopCounterMode(display=False) as counter:
+            replay(model, tape)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return Size(
         parameters=sum(one.numel() for one in model.parameters()),
         hidden_layers=measurement.depth,

@@ -327,3 +327,17 @@ def test_apply_is_in_the_history_and_lost_gradient_hooks_are_told(caplog):
     assert [one["layer"] for one in le.attach(wide).history] == [step.layer for step in plan]
     assert "had gradient hooks" in caplog.text
     handle.remove()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_flops_are_those_of_the_products(fused):
+    result = le.prune(mlp(3, 5, 2), data())
+    assert result.size[0].flops == 2 * (3 * 5 + 5 * 2)
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), 1).eval()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    flops = le.prune(encoder, torch.randn(20, 4, 8)).size[0].flops
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    torch.backends.mha.set_fastpath_enabled(True)
+    projections, attention, feed_forward = 4 * (4 * 8 * 8), 2 * (4 * 4 * 8), 2 * (4 * 8 * 16)
+    assert flops == 2 * (projections + attention + feed_forward)

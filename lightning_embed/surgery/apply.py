@@ -145,10 +145,6 @@ def _require(fits: bool, layer: str, what: str) -> None:
         raise InputError(f"The plan does not fit layer {layer!r} of this model: {what}. Propose it anew.")
 
 
-def _finite(layer: str, *tensors: Tensor) -> None:
-    _require(all(bool(torch.isfinite(one).all()) for one in tensors), layer, "the merged weights are not finite")
-
-
 def _merge_layer(model: nn.Module, step: LayerMerge, applied: Applied, attachment: Attachment) -> None:
     layer = _linear(model, step.layer)
     width, fan_in = layer.weight.shape
@@ -160,7 +156,6 @@ def _merge_layer(model: nn.Module, step: LayerMerge, applied: Applied, attachmen
     for name, consumer in zip(step.consumers, consumers, strict=True):
         _require(consumer.in_features == width, name, f"it reads {consumer.in_features} inputs, not {width}")
         merged.append(merge_layers(layer.weight, layer.bias, consumer.weight, consumer.bias, slope, intercept))
-        _finite(name, *(one for one in merged[-1] if one is not None))
 
     edits = applied.edits
     for name, consumer, (weight, bias) in zip(step.consumers, consumers, merged, strict=True):
@@ -190,7 +185,6 @@ def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attach
     for name, consumer in zip(step.consumers, consumers, strict=True):
         _require(consumer.in_features == width, name, f"it reads {consumer.in_features} inputs, not {width}")
         merged.append(merge_neurons(layer.weight, layer.bias, consumer.weight, consumer.bias, kept, mix, shift))
-        _finite(name, *(one for one in merged[-1] if one is not None))
 
     edits = applied.edits
     index = torch.tensor(kept, device=layer.weight.device)

@@ -116,6 +116,19 @@ def test_another_architecture_is_refused_and_nothing_changes():
     assert fresh[0].out_features == 6
 
 
+def test_a_checkpoint_that_fits_the_first_slots_alone_is_refused_and_nothing_changes():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.PReLU(6), nn.Linear(6, 2)).double()
+    le.apply(model, plan(neuron_merge(model, [[0, 1]], per_neuron=[("1.weight", 0)])))
+    other = mlp(3, 6, 2)
+    le.attach(other)
+    before = list(other.parameters())
+    with pytest.raises(le.CheckpointError, match="has no weight"):
+        other.load_state_dict(model.state_dict())
+    assert all(old is new for old, new in zip(before, other.parameters(), strict=True))
+    assert other[0].out_features == other[2].in_features == 6
+
+
 def test_batch_norm_and_prelu_follow():
     def build(seed):
         torch.manual_seed(seed)
@@ -155,3 +168,50 @@ def test_a_file_of_another_class_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(le.CheckpointError, match="not"):
         le.load_from_checkpoint(nn.Tanh, tmp_path / "other.pt")
+
+
+def test_slots_that_grow_back_take_the_mode_and_lose_an_added_bias():
+    original = mlp(3, 6, 2, bias=False)
+    model = copy.deepcopy(original)
+    step = neuron_merge(model, [[0, 1]])
+    step.shift[1] = 0.5
+    le.apply(model, plan(step, layer_merge(mlp(3, 5, 2))))
+    assert model[2].bias is not None
+    model.eval().load_state_dict(original.state_dict())
+    assert same(model, original)
+    assert model[2].bias is None
+    assert not any(one.training for one in model.modules())
+
+
+def test_tensors_changed_after_saving_are_found_behind_a_prefix():
+    outer, fresh = nn.ModuleDict({"body": merged()}), nn.ModuleDict({"body": mlp(3, 6, 5, 4, 2)})
+    le.attach(fresh["body"])
+    state = outer.state_dict()
+    state["body.0.weight"] = state["body.0.weight"][:2]
+    with pytest.raises(le.CheckpointError, match="holds"):
+        fresh.load_state_dict(state)
+
+
+class Sized(nn.Module):
+    """Takes its options by name; hears of the checkpoint that it is loaded from."""
+
+    def __init__(self, width=2, slope=1.0):
+        super().__init__()
+        self.net, self.slope, self.heard = nn.Linear(3, width), slope, None
+
+    def on_load_checkpoint(self, checkpoint):
+        self.heard = checkpoint["note"]
+
+
+class Open(Sized):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+
+@pytest.mark.parametrize(("cls", "extra"), [(Sized, {"unknown": 1}), (Open, {})])
+def test_saved_hyper_parameters_build_the_module_and_arguments_win(tmp_path, cls, extra):
+    saved = {"state_dict": Sized(5).state_dict(), "hyper_parameters": {"width": 5, "slope": 2.0, **extra}, "note": 7}
+    torch.save(saved, tmp_path / "a.ckpt")
+    loaded = le.load_from_checkpoint(cls, tmp_path / "a.ckpt", slope=3.0)
+    assert (loaded.net.out_features, loaded.slope, loaded.heard) == (5, 3.0, 7)
+    torch.testing.assert_close(loaded.net.weight.data, saved["state_dict"]["net.weight"], rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Optimizers follow merges in place; moments are what the narrow network would have gathered itself."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,14 +42,19 @@ def gather(model, optimizer, batches=5):
         optimizer.step()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_after_merging_a_split_neuron_is_that_of_the_narrow_network(name):
+def test_state_after_merging_a_split_neuron_is_that_of_the_narrow_network(name, sign):
     narrow = mlp(3, 4, 2)
     wide = split_twice(narrow)
+    for one in (wide[0].weight, wide[0].bias, wide[2].weight.T):  # tanh is odd
+        one.data[4] *= sign
     optimizers = [OPTIMIZERS[name](model.parameters(), 0.0) for model in (narrow, wide)]
     for model, optimizer in zip((narrow, wide), optimizers, strict=True):
         gather(model, optimizer)
-    le.apply(wide, plan(neuron_merge(wide, [[1, 4, 5]])), optimizers=optimizers[1])
+    step = neuron_merge(wide, [[1, 4, 5]])
+    step.mix[4] *= sign
+    le.apply(wide, plan(step), optimizers=optimizers[1])
     for ours, theirs in zip(wide.parameters(), narrow.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance(torch.float64))
         state, expected = optimizers[1].state[ours], optimizers[0].state[theirs]
@@ -113,8 +119,9 @@ def test_a_refused_plan_leaves_model_and_optimizer_alone():
     gather(model, optimizer)
     held, state = list(optimizer.param_groups[0]["params"]), copy.deepcopy(optimizer.state_dict())
     good, bad = neuron_merge(model, [[0, 1]]), neuron_merge(mlp(3, 9, 2), [[0, 1]], "2", "4")
+    again = neuron_merge(mlp(3, 3, 2), [[0, 1]])
     with pytest.raises(le.InputError, match="layer '2'"):
-        le.apply(model, plan(good, bad), optimizers=optimizer)
+        le.apply(model, plan(good, again, bad), optimizers=optimizer)
     assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
     assert all(a is b for a, b in zip(held, optimizer.param_groups[0]["params"], strict=True))
     torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
@@ -152,3 +159,37 @@ def test_other_optimizers_train_on(name):
     assert all(bool(torch.isfinite(one).all()) for one in model.parameters())
     for parameter in model.parameters():
         assert optimizer.state[parameter]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_a_merged_layers_state_is_the_independence_estimate_at_the_old_step_count(name, bias):
+    model = mlp(3, 6, 5, 2)
+    model[4] = nn.Linear(5, 2, bias=bias, dtype=torch.float64)
+    optimizer = OPTIMIZERS[name](model.parameters(), 1e-3)
+    gather(model, optimizer)
+    step = replace(layer_merge(model, "2", "3", "4"), input_power=torch.arange(1.0, 7.0).double(), feature_power=0.5)
+    key, root = ("exp_avg_sq", 1) if name == "adam" else ("exp_inf", 2)
+    of_weight, of_bias = (optimizer.state.get(one, {}).get(key) for one in (model[4].weight, model[4].bias))
+    le.apply(model, plan(step), optimizers=optimizer)
+    state = optimizer.state[model[4].weight]
+    error = of_bias**root if bias else (of_weight**root).mean(1) / 0.5
+    torch.testing.assert_close(state[key] ** root, torch.outer(error, step.input_power))
+    assert not state["exp_avg"].any()
+    assert state["step"] == 5
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_parameters_between_go_or_follow(gone):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.PReLU(6), nn.Linear(6, 2)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    gather(model, optimizer)
+    between = optimizer.state[model[1].weight]["exp_avg"].clone()
+    step = layer_merge(model) if gone else neuron_merge(model, [[1, 2]], per_neuron=[("1.weight", 0)])
+    le.apply(model, plan(step), optimizers=optimizer)
+    held = [id(one) for one in optimizer.param_groups[0]["params"]]
+    assert held == [id(one) for one in model.parameters()]
+    assert {id(one) for one in optimizer.state} == set(held)
+    if not gone:
+        assert torch.equal(optimizer.state[model[1].weight]["exp_avg"], between[list(step.kept)])

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def other(activation):
         (mlp(3, 6, 2), neuron_merge(mlp(3, 6, 2), [[0, 1]], per_neuron=[("act.weight", 0)])),
         (mlp(3, 6, 2), neuron_merge(mlp(3, 6, 2), [[0, 1]], per_neuron=[("0.bias", 1)])),
         (mlp(3, 6, 2), layer_merge(mlp(3, 6, 2), consumer="4")),
+        (mlp(3, 6, 2), replace(layer_merge(mlp(3, 6, 2)), input_power=torch.ones(4))),
+        (mlp(3, 6, 2), replace(neuron_merge(mlp(3, 6, 2), [[0, 1]]), kept=(2, 0, 3, 4, 5))),
     ],
 )
 def test_a_plan_that_does_not_fit_leaves_no_trace(model, step):

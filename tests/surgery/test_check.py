@@ -1,0 +1,67 @@
+"""The check: change, agreement and lost gradients by their definitions; when running statistics count as settled."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_embed as le
+from lightning_embed.surgery.check import Check, batch_norm_lag
+from lightning_embed.tape import record
+
+
+class Scores(nn.Module):
+    """Two tensors of scores for sequences, each with its own factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))
+        self.pick = slice(None)
+
+    def forward(self, x):
+        return x[..., :3] * self.a, (x * self.b)[self.pick]
+
+
+def test_the_worst_of_several_outputs_counts_by_positions():
+    model, x = Scores(), torch.randn(50, 7, 4, generator=torch.Generator().manual_seed(0))
+    check = Check(model, record(model, [x]), le.Tolerance(change=10.0, agreement=0.9))
+    with torch.no_grad():
+        model.b[0] = -1.0
+    effect = check.effect(model)
+    old, new = x.reshape(-1, 4), (x * model.b.detach()).reshape(-1, 4)
+    assert effect.change == pytest.approx(((new - old).norm() / (old - old.mean(0)).norm()).item(), rel=1e-5)
+    assert effect.agreement == (old.argmax(1) == new.argmax(1)).double().mean().item() < 0.9
+    assert check.refusal(effect).startswith("agreement")
+
+
+def test_a_parameter_that_would_get_no_gradient_any_more_is_a_refusal():
+    model, x = Scores(), torch.randn(50, 4)
+    check = Check(model, record(model, [x]), None)
+    assert check.refusal(check.effect(model)) == ""
+    model.forward = lambda x: (x[..., :3] * model.a, x * model.b.detach())
+    assert check.refusal(check.effect(model)) == "b would get no gradient any more"
+
+
+def test_other_shapes_and_calls_that_fail_are_refusals():
+    model, x = Scores(), torch.randn(50, 4)
+    check = Check(model, record(model, [x]), le.Tolerance(change=math.inf))
+    model.pick = slice(0, 20)
+    assert check.refusal(check.effect(model)) == "the shapes of the outputs change"
+    model.b = nn.Parameter(torch.ones(9))
+    assert check.refusal(check.effect(model)).startswith("the calibration calls fail")
+
+
+@pytest.mark.parametrize(
+    ("samples", "shift", "lags"),
+    [(400, 0.14, False), (400, 0.16, True), (16, 0.74, False), (16, 0.76, True), (4, 0.9, False), (4, 1.1, True)],
+)
+def test_running_statistics_lag_beyond_three_over_the_root_of_the_batch_size_and_never_beyond_one(samples, shift, lags):
+    norm = nn.BatchNorm1d(1, eps=1e-12, affine=False)
+    model = nn.Sequential(norm, nn.Linear(1, 1)).double().eval()
+    x = torch.ones(samples, 1, dtype=torch.float64)
+    x[::2] = -1.0  # mean 0 and variance 1: a running mean of `shift` moves the outputs by that share of their spread
+    norm.running_mean.fill_(shift)
+    reason = batch_norm_lag(model, record(model, [x]))
+    assert (reason is not None) == lags
+    assert norm.running_mean.item() == shift

@@ -156,3 +156,21 @@ def test_what_was_merged_before_an_error_is_kept_on_record(tmp_path, monkeypatch
     assert len((tmp_path / "merges.jsonl").read_text().splitlines()) == 1
     held = [name for groups in pruner.state_dict()["groups"] for group in groups for name in group]
     assert held == [name for name, _ in model.named_parameters()]
+
+
+def test_one_half_of_the_tapes_fits_and_the_other_decides(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(module, fit, decide, **options):
+        seen.append((list(fit), list(decide), options))
+        return le.Plan(), []
+
+    monkeypatch.setattr("lightning_embed.callbacks.pruner.merge", spy)
+    run = trainer(tmp_path, [EmbeddingPruner(start=1, seed=2)], max_epochs=3)
+    run.fit(Planted(), loader())
+    assert [options["step"] for _, _, options in seen] == [8, 16]
+    assert len({options["seed"] for _, _, options in seen}) == 2
+    for fit, decide, options in seen:
+        assert len(fit) == len(decide) == 4
+        assert not {id(tape) for tape in fit} & {id(tape) for tape in decide}
+        assert options["optimizers"] == run.optimizers

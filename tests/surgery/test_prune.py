@@ -341,3 +341,43 @@ def test_flops_are_those_of_the_products(fused):
     torch.backends.mha.set_fastpath_enabled(True)
     projections, attention, feed_forward = 4 * (4 * 8 * 8), 2 * (4 * 4 * 8), 2 * (4 * 8 * 16)
     assert flops == 2 * (projections + attention + feed_forward)
+
+
+def test_condensation_counts_the_running_mean_of_a_batch_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        first, norm = model[0], model[1]
+        first.weight[1], first.bias[1] = 3 * first.weight[0], first.bias[0]
+        norm.running_var.fill_(1 - norm.eps)
+        norm.running_mean[:2] = torch.tensor([0.3, 0.6])
+        norm.weight[1], norm.bias[1] = 1 / 3, 2 / 3 * first.bias[0] - 0.1  # both: w x + b - 0.3
+        torch.testing.assert_close(model[:2](data())[:, 0], model[:2](data())[:, 1])
+    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == 3
+
+
+def test_a_layer_that_is_constant_throughout_is_linear_and_merged_whole():
+    model = mlp(3, 5, 4, 2)
+    with torch.no_grad():
+        model[2].weight.zero_()
+    model[4].bias.data += 1.0
+    x = data()
+    constant = le.measure(model, x)
+    assert constant.layers[1].constant == 4
+    assert constant.linear_layers(0.9999) == 1
+    plan = le.propose(model, x, criteria=le.Criteria(0.9999, None, None))
+    assert [step.kind for step in plan if step.layer == "2"] == ["layer"]
+    before = model(x)
+    le.apply(model, plan)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_span_counts_what_the_consumers_read():
+    model = mlp(3, 3, 2, activation=nn.Identity)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[2].weight.copy_(torch.tensor([[1.0, 1e-5, 0.0], [2.0, 0.0, 1e-5]]))
+    only = le.Criteria(None, None, 0.01)
+    assert le.measure(model, data(), criteria=only).layers[0].width_span == 1
+    [step] = le.propose(model, data(), criteria=only)
+    assert step.kept == (0,)

@@ -346,7 +346,7 @@ class _Below(TorchDispatchMode):
     """Tells an observer of the operations that run while no function that it sees is under way."""
 
     def __init__(self, observer: Observer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self._observer = observer
 
     @classmethod

@@ -171,7 +171,7 @@ def test_after_a_resume_a_merging_event_waits_for_data_and_is_not_left_out(tmp_p
     run.fit(Planted(), loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     pruner = Once(**EXACT)
-    trainer(tmp_path, [pruner]).fit(Planted(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    trainer(tmp_path, [pruner]).fit(Planted(), loader(), ckpt_path=tmp_path / "a.ckpt")
     assert {one.epoch for one in pruner.records} == {5}
 
 
@@ -247,7 +247,7 @@ def test_a_parameter_that_only_the_optimizer_holds_survives_a_resume(tmp_path):
     run.fit(Outside(), loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
     model, run = Outside(), trainer(tmp_path, [EmbeddingPruner(**EXACT)], max_epochs=EPOCHS + 1)
-    run.fit(model, loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    run.fit(model, loader(), ckpt_path=tmp_path / "a.ckpt")
     held = [id(one) for one in run.optimizers[0].param_groups[0]["params"]]
     assert held == [id(one) for one in (*model.net[0].parameters(), *model.outside, *model.net[4].parameters())]
 

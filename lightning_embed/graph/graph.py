@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
 from lightning_embed.graph.observer import Observation, Observer
-from lightning_embed.graph.reasons import Reason
+from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Probe, Region, same
 from lightning_embed.tape.tape import Tape, eager, modules_by_name, preserved, set_modes, tensors_by_name
 from lightning_embed.tape.tree import canonical_name
@@ -84,7 +84,8 @@ class Graph:
         ]
         rows += [[name, "", "", "", str(reason), str(reason)] for name, reason in self.refused.items()]
         heads = ["Linear", "width", "between", "read by", "neurons may merge", "layer may go"]
-        return str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+        table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+        return "\n".join([table, *legend(reason for row in rows for reason in row[4:])])
 
     def run_region(self, model: nn.Module, layer: str, pre: Tensor, consumer: str | None = None) -> Tensor:
         """Re-execute what lies between a layer and a consumer, as in eval mode.

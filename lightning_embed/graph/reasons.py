@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 REASONS: dict[str, str] = {
@@ -58,7 +59,12 @@ class Reason:
             return self.key
         return f"{self.key} {self.detail}" if self.key.endswith((" by", " in")) else f"{self.key} ({self.detail})"
 
-    @property
-    def explanation(self) -> str:
-        """What it means and what can be done."""
-        return REASONS[self.key]
+
+def legend(reasons: Iterable[str]) -> list[str]:
+    """What reasons, as they are printed, mean and what can be done: a line for every kind that needs one.
+
+    >>> legend(["weight shared (it is used by linear)", "is the model's output", "weight shared"])
+    ['weight shared: the weight or bias is held by another module too, or used by another function']
+    """
+    found = {key for text in reasons for key in REASONS if text.startswith(key)} - {"is the model's output"}
+    return [f"{key}: {meaning}" for key, meaning in REASONS.items() if key in found]

@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from lightning_embed.graph import Graph, HiddenLayer
+from lightning_embed.graph import Graph, HiddenLayer, legend
 from lightning_embed.statistics import (
     MAX_NEURONS,
     Moments,
@@ -92,7 +92,10 @@ class Measurement:
             "layer may go",
         ]
         table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
-        return "\n".join([table, *(f"left alone: {name}: {reason}" for name, reason in self.refused)])
+        reasons = [reason for one in self.layers for reason in (one.merge_neurons, one.merge_layer)]
+        reasons += [reason for _, reason in self.refused]
+        left_alone = [f"left alone: {name}: {reason}" for name, reason in self.refused]
+        return "\n".join([table, *left_alone, *legend(reasons)])
 
 
 def measure_layers(

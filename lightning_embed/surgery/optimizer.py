@@ -9,7 +9,8 @@ The gradient of the narrow network is Aᵀ times that of the wide one when θ_wi
   (`python -m benchmarks.optimizer_state`).
 
 *Second* moments have no exact map. One heuristic, the **coherent sum**, treats the gradients that add up as fully
-correlated: v_k = (Σ_i |M_ik| √v_i)². It errs on the large side, so that no step overshoots.
+correlated: v_k = (Σ_i |M_ik| √v_i)². For input weights it
+errs on the large side, so that their steps come out smaller rather than larger.
 
 The product of two layers has no map at all. Its first moment starts at zero and its second at
 v_ij = v_bias,i · E[x_j²] (error and input independent), with the step count kept, so that bias correction does not
@@ -101,8 +102,8 @@ def remap_optimizers(optimizers: Iterable[torch.optim.Optimizer], moves: Iterabl
             _remap(optimizer, move)
         if isinstance(optimizer, torch.optim.LBFGS) and moves:
             optimizer.state.clear()
-            optimizer._params = optimizer.param_groups[0]["params"]  # its own cache
-            optimizer._numel_cache = None  # its own cache
+            optimizer._params = optimizer.param_groups[0]["params"]  # its own list, another one after a load
+            optimizer._numel_cache = None  # counts the old parameters
 
 
 def _position(optimizer: torch.optim.Optimizer, parameter: Tensor | None) -> tuple[list[Tensor], int] | None:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from lightning_embed.errors import InputError
+from lightning_embed.graph import legend
 
 
 def _fraction(name: str, value: float | None) -> None:
@@ -348,4 +349,5 @@ def records_table(records: Sequence[Record]) -> str:
         "agreement",
         "why not",
     ]
-    return str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+    table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+    return "\n".join([table, *legend(record.reason for record in records)])

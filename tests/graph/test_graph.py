@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import REASONS, Graph, Reason, observe
+from lightning_embed.graph import REASONS, Graph, Reason, legend, observe
 from lightning_embed.tape import Recorder, Tape, record, replay
 from lightning_embed.tape.tape import modules_by_name, tensors_by_name
 from tests.zoo import IN, OUT, WIDTH, ZOO
@@ -244,7 +244,8 @@ def test_old_weight_norm_and_pruning_masks_compute_the_weight() -> None:
 
 def test_reasons_are_documented() -> None:
     assert all(text and text[0].islower() for text in REASONS.values())
-    assert Reason("columns mix").explanation == REASONS["columns mix"]
+    assert legend([str(Reason("columns mix"))]) == [f"columns mix: {REASONS['columns mix']}"]
+    assert all(legend([str(Reason(key, "x"))])[0].startswith(key) for key in REASONS if "output" not in key)
     used = {reason.key for name in NAMES for reason in seen(name)[2].refused.values()}
     assert used <= set(REASONS)
 

@@ -139,6 +139,7 @@ def test_lbfgs_starts_anew():
         return loss
 
     optimizer.step(closure)
+    optimizer.load_state_dict(optimizer.state_dict())  # gives the optimizer new lists, as a resume does
     le.apply(model, plan(neuron_merge(model, [[0, 1]])), optimizers=optimizer)
     before = closure().item()
     optimizer.step(closure)

@@ -382,3 +382,20 @@ def test_span_counts_what_the_consumers_read():
     assert le.measure(model, data(), criteria=only).layers[0].width_span == 1
     [step] = le.propose(model, data(), criteria=only)
     assert step.kept == (0,)
+
+
+def test_what_is_printed_says_what_a_reason_means():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    shown = str(le.measure(Functional().double(), data()))
+    assert "activation in code (tanh)" in shown
+    assert "use a module for it" in shown
+    few = le.prune(mlp(3, 40, 2), data(6))
+    assert "at least 8 are needed" in str(few)
+    assert "give more" in str(few)

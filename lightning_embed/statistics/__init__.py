@@ -12,6 +12,7 @@ from lightning_embed.statistics.condensation import (
     representatives,
     width_cosine,
 )
+from lightning_embed.statistics.exchange import exchange
 from lightning_embed.statistics.gradients import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.statistics.linearization import (
     minimal_pearson_correlation,
@@ -20,6 +21,7 @@ from lightning_embed.statistics.linearization import (
     pearson_of_moments,
 )
 from lightning_embed.statistics.moments import Moments, PrecisionWarning, merge_moments, update_moments
+from lightning_embed.statistics.reconstruction import reconstruct
 from lightning_embed.statistics.span import Span, refit, span_order, width_span
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ __all__ = [
     "augmented_weights",
     "cosine_groups",
     "cosine_similarity",
+    "exchange",
     "gradient_l1",
     "gradient_norms",
     "merge_moments",
@@ -46,6 +49,7 @@ __all__ = [
     "named_gradients",
     "pearson_correlation",
     "pearson_of_moments",
+    "reconstruct",
     "refit",
     "representatives",
     "span_order",

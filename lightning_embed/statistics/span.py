@@ -64,9 +64,18 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
     >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the second is twice the first, the third constant
     (0,)
     """
-    _check_features(features)
     if not 0.0 <= tolerance <= 1.0:
         raise InputError(f"`tolerance` is {tolerance}; a residual fraction between 0 and 1 is needed.")
+    return _greedy(*weighted_gram(features, consumer_weight), tolerance)
+
+
+def weighted_gram(features: Tensor, consumer_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariance of the features, each scaled by the norm of its weights, and the weights over that norm.
+
+    What is chosen does not depend on the features' units; with the consumers' norm moved into them, one floor for
+    rounding errors serves all.
+    """
+    _check_features(features)
     if consumer_weight.ndim != 2 or consumer_weight.shape[1] != features.shape[1]:
         raise InputError(
             f"`consumer_weight` has shape {tuple(consumer_weight.shape)}, "
@@ -76,11 +85,9 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
         raise InputError("`consumer_weight` holds NaN or infinite values; restore a finite model first.")
     weight = consumer_weight.detach().double()
     norms = torch.linalg.vector_norm(weight, dim=0)
-    # The order does not depend on the features' units; with the consumers' norm moved into them, one floor
-    # for rounding errors serves all.
     scaled = features.detach().double()
     scaled = (scaled - scaled.mean(0)) * norms
-    return _greedy(scaled.T @ scaled / scaled.shape[0], weight / norms.where(norms > 0, 1.0), tolerance)
+    return scaled.T @ scaled / scaled.shape[0], weight / norms.where(norms > 0, 1.0)
 
 
 def _greedy(gram: Tensor, weight: Tensor, tolerance: float) -> Span:

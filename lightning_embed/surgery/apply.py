@@ -14,7 +14,7 @@ from lightning_embed.operators import merge_layers, merge_neurons
 from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
 from lightning_embed.surgery.edit import Edits, submodule
 from lightning_embed.surgery.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, Step
+from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,11 @@ class Applied:
 
     edits: Edits = field(default_factory=Edits)
     moves: list[ParameterMove] = field(default_factory=list)
+
+    def extend(self, later: Applied) -> None:
+        """Take in a step that was carried out after this one; undoing takes both back."""
+        self.edits.extend(later.edits)
+        self.moves.extend(later.moves)
 
     def undo(self) -> None:
         """Put the old parameters, buffers and modules back; the very same objects, so bit for bit."""
@@ -113,6 +118,8 @@ def apply_step(model: nn.Module, step: Step) -> Applied:
     try:
         if isinstance(step, LayerMerge):
             _merge_layer(model, step, applied, attachment)
+        elif isinstance(step, Reconstruction):
+            _correct(model, step, applied)
         else:
             _merge_neurons(model, step, applied, attachment)
     except Exception:
@@ -214,6 +221,21 @@ def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attach
         edits.sync_counts(consumer)
         applied.moves.append(Sliced(old, consumer.weight, index, 1))
         _set_bias(consumer, bias, applied)
+
+
+def _correct(model: nn.Module, step: Reconstruction, applied: Applied) -> None:
+    for name, change, bias_change in zip(step.layers, step.weights, step.biases, strict=True):
+        linear = _linear(model, name)
+        _require(change.shape == linear.weight.shape, name, f"its weight is {tuple(linear.weight.shape)}")
+        _require(bias_change.shape == linear.weight.shape[:1], name, f"it has {linear.out_features} outputs")
+        for tensor, addition in (("weight", change), ("bias", bias_change)):
+            old = getattr(linear, tensor)
+            if old is not None:
+                corrected = (old.detach().double() + addition.to(old.device)).to(old.dtype)
+                if not torch.isfinite(corrected).all():
+                    raise InputError(f"The corrected {tensor} of {name!r} is not finite in {old.dtype}.")
+                applied.edits.set_tensor(linear, tensor, corrected)
+                applied.moves.append(Whole(old, getattr(linear, tensor)))
 
 
 def _set_bias(consumer: nn.Linear, bias: Tensor | None, applied: Applied) -> None:

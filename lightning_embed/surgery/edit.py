@@ -75,6 +75,10 @@ class Edits:
                 if isinstance(encoder, nn.TransformerEncoder) and any(parent is one for one in encoder.layers):
                     self.set(encoder, "use_nested_tensor", False)
 
+    def extend(self, later: Edits) -> None:
+        """Take in the replacements that were made after these."""
+        self._done.extend(later._done)
+
     def undo(self) -> None:
         """Take every replacement back."""
         while self._done:

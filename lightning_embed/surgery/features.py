@@ -45,7 +45,8 @@ class Features:
         return bool(torch.isfinite(self.pre).all() and torch.isfinite(self.post).all())
 
 
-def _rows(value: Tensor, cap: int) -> Tensor:
+def thinned(value: Tensor, cap: int) -> Tensor:
+    """A value as (rows, width), thinned evenly to about `cap` rows."""
     rows = value.reshape(-1, value.shape[-1])
     return rows[:: max(1, -(-len(rows) // cap))]
 
@@ -69,16 +70,16 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
 
     def producer(store: dict[str, list[Tensor]]) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            store["pre"].append(_rows(output.detach(), cap))
+            store["pre"].append(thinned(output.detach(), cap))
             (given,) = (*args, *kwargs.values())
-            store["power"].append(_rows(given.detach(), cap).double().square().sum(dim=0))
+            store["power"].append(thinned(given.detach(), cap).double().square().sum(dim=0))
 
         return hook
 
     def consumer(store: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             (given,) = (*args, *kwargs.values())
-            store[name].append(_rows(given.detach(), cap))
+            store[name].append(thinned(given.detach(), cap))
 
         return hook
 
@@ -109,13 +110,12 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     return features
 
 
-def sensitivities(
+def output_gradients(
     model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape], *, seed: int
 ) -> dict[str, Tensor]:
-    """Squared derivative of the outputs with respect to every hidden value, each of shape (rows, width).
+    """Derivative of a random ±1 combination of the outputs by every hidden value, each of shape (rows, width).
 
-    One backward pass per tape with a random ±1 combination of the outputs: its square has the sum over outputs of
-    the squared derivatives as its mean. All zero where the outputs are detached.
+    Its square has the sum over outputs of the squared derivatives as its mean. All zero where the outputs are detached.
     """
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     generator = torch.Generator().manual_seed(seed)
@@ -138,11 +138,7 @@ def sensitivities(
     with _hooked(submodule(model, key[1]).register_forward_pre_hook(probe(key), with_kwargs=True) for key in keys):
         for tape in tapes:
             leaves.update({key: [] for key in keys})
-            outputs = [one for one in replay(model, tape, grad=True) if one.requires_grad]
-            total = torch.zeros(())
-            for output in outputs:
-                sign = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                total = total.to(output.device) + (output * sign).double().sum()
+            total = signed_total(replay(model, tape, grad=True), generator)
             every = [leaf for key in keys for leaf in leaves[key]]
             if total.requires_grad:
                 gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
@@ -150,10 +146,20 @@ def sensitivities(
                 gradients = iter([torch.zeros_like(leaf) for leaf in every])
             by_key = {key: [next(gradients) for _ in leaves[key]] for key in keys}
             for layer in layers:
-                # the consumers of one call read one value: their derivatives add up before squaring
+                # the consumers of one call read one value: their derivatives add up
                 calls = zip(*(by_key[layer.name, consumer] for consumer in layer.consumers), strict=True)
-                found[layer.name].extend(_rows(sum_of(call).square(), cap) for call in calls)
+                found[layer.name].extend(thinned(sum_of(call), cap) for call in calls)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def signed_total(outputs: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    """A random ±1 combination of all output values through which gradients flow."""
+    total = torch.zeros(())
+    for output in outputs:
+        if output.requires_grad:
+            sign = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+            total = total.to(output.device) + (output * sign).double().sum()
+    return total
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:

@@ -6,22 +6,47 @@ whether a tolerance decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
-from lightning_embed.surgery.apply import apply_step, settle
-from lightning_embed.surgery.check import Check, batch_norm_lag
+from lightning_embed.surgery.apply import Applied, apply_step, settle
+from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach
 from lightning_embed.surgery.edit import submodule
-from lightning_embed.surgery.features import Features, collect_features, sensitivities
-from lightning_embed.surgery.plan import Criteria, LayerMerge, Plan, Record, Step, Tolerance
-from lightning_embed.surgery.propose import SAMPLES, nominate_layer, nominate_neurons, nominate_null, refreshed
+from lightning_embed.surgery.features import Features, collect_features, output_gradients
+from lightning_embed.surgery.plan import (
+    Criteria,
+    LayerMerge,
+    NeuronMerge,
+    Plan,
+    Reconstruction,
+    Record,
+    Step,
+    Tolerance,
+)
+from lightning_embed.surgery.propose import (
+    SAMPLES,
+    milder,
+    nominate_layer,
+    nominate_neurons,
+    nominate_null,
+    nominate_width,
+    refreshed,
+)
+from lightning_embed.surgery.reconstruction import Original
 from lightning_embed.tape import Tape
+
+HOPE = 5.0  # a merge whose change exceeds the tolerance by more than this factor is not worth a correction
+EXACT = 1e-4  # a change below which there is nothing to correct
+
+Sizes = Callable[[nn.Module, Graph, Mapping[str, Features], Sequence[Tape]], Mapping[str, int]]
 
 
 @torch.inference_mode(mode=False)
@@ -34,13 +59,16 @@ def merge(
     criteria: Criteria,
     tolerance: Tolerance | None,
     seed: int = 0,
+    sizes: Sizes | None = None,
     optimizers: Sequence[torch.optim.Optimizer] = (),
     epoch: int | None = None,
     step: int | None = None,
 ) -> tuple[Plan, list[Record]]:
     """Merge what the criteria nominate and the tolerance allows, in place.
 
-    Order: null neurons, then layers, then neurons, because one dead neuron hides a linear layer.
+    Order: null neurons, then layers, then neurons, because one dead neuron hides a linear layer. At the end, and
+    wherever a merge would be refused for the change that it makes, the Linears are corrected towards what they put out
+    before the first merge.
 
     Args:
         model: changed in place; every refused merge is undone bit for bit.
@@ -49,6 +77,8 @@ def merge(
         criteria: what nominates.
         tolerance: what decides; None accepts every nominated merge that can be computed.
         seed: of the random combination of outputs that weights the fits.
+        sizes: tells from the model, its graph and features how many neurons to leave in which layers (0 removes a
+            layer), in place of the criteria.
         optimizers: edited in place with every merge that is kept.
         epoch: written into the records.
         step: written into the records.
@@ -57,7 +87,16 @@ def merge(
         The merges that were made, in order, and the record of everything that was nominated.
     """
     when = {"epoch": epoch, "step": step}
-    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, when).run()
+    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, when).run(sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Correction:
+    """A reconstruction that is in place, and the effect of all changes with it."""
+
+    applied: Applied
+    step: Reconstruction
+    effect: Effect
 
 
 class _Merging:
@@ -83,14 +122,20 @@ class _Merging:
         self.unusable: set[str] = set()
         self.steps: list[Step] = []
         self.records: list[Record] = []
+        self.kept: dict[str, Tensor] = {}  # numbers of the neurons that stayed, of those before the first merge
+        self.original: Original | None = None
 
-    def run(self) -> tuple[Plan, list[Record]]:
-        """All three criteria, in order."""
+    def run(self, sizes: Sizes | None) -> tuple[Plan, list[Record]]:
+        """All three criteria, in order; or the sizes that are asked for."""
         try:
             if self._ready():
                 self._null_neurons()
-                self._layers()
-                self._neurons()
+                if sizes is None:
+                    self._layers()
+                    self._neurons()
+                else:
+                    self._sizes(sizes(self.model, self.graph, self._features(), self.fit))
+                self._reconstruct()
         finally:
             self.attachment.forget_untouched(self.model)
         return Plan(tuple(self.steps)), self.records
@@ -119,23 +164,28 @@ class _Merging:
                 if step is not None:
                     self._attempt([step])
 
-    def _layers(self) -> None:
-        """Fit against the network as it is now, rank by the effect of each merge alone, then merge one by one."""
-        if self.criteria.linearization is None:
+    def _layers(self, names: Container[str] | None = None) -> None:
+        """Fit against the network as it is now, rank by the effect of each merge alone, then merge one by one.
+
+        Layers given by name are merged whatever their MPC.
+        """
+        threshold = self.criteria.linearization if names is None else 0.0
+        if threshold is None:
             return
         features = self._features()
         layers = [one for one in self.graph.layers if one.merge_layer is None and one.name in features]
+        layers = [one for one in layers if names is None or one.name in names]
         if not layers:
             return
-        weights = sensitivities(self.model, layers, self.fit, seed=self.seed)
+        gradients = output_gradients(self.model, layers, self.fit, seed=self.seed)
         probe = Check(self.model, self.fit, None)
         nominated: list[tuple[float, LayerMerge]] = []
         for layer in layers:
             fits = nominate_layer(
                 layer,
                 features[layer.name],
-                self.criteria,
-                weights[layer.name],
+                threshold,
+                gradients[layer.name].square(),
                 lambda pre, name=layer.name: self.graph.run_region(self.model, name, pre),  # type: ignore[misc]  # bound now
             )
             if fits and self._partly_frozen(layer):
@@ -146,7 +196,7 @@ class _Merging:
                 nominated.append(min(effects, key=lambda pair: pair[0]))
         for _, step in sorted(nominated, key=lambda pair: pair[0]):
             # the merges before it may have changed its consumers
-            now = next((one for one in self.graph.layers if one.name == step.layer), None)
+            now = self._layer_now(step.layer)
             if now is None or now.merge_layer is not None:
                 why = str(self.graph.refused.get(step.layer)) if now is None else now.merge_layer
                 self.records.append(Record.of(step, reason=f"after the merges before it: {why}", **self.when))
@@ -162,7 +212,27 @@ class _Merging:
             candidates, refused = nominate_neurons(self.model, layer, features, self.criteria)
             for criterion, reason in refused.items():
                 self._refuse(layer, criterion, reason)
-            self._attempt(candidates)
+            if not self._attempt(candidates) and candidates:
+                self._attempt(milder(self.model, layer, features, candidates[-1]))
+
+    def _sizes(self, sizes: Mapping[str, int]) -> None:
+        """Leave the wanted number of neurons in each layer; those that are to go altogether first."""
+        self._layers({name for name, width in sizes.items() if width == 0})
+        for name in [one.name for one in self.graph.layers if sizes.get(one.name)]:
+            layer = self._layer_now(name)
+            if layer is None or layer.merge_neurons is not None:  # a merge before has changed what lies behind it
+                why = str(self.graph.refused.get(name)) if layer is None else str(layer.merge_neurons)
+                self._refuse(layer or name, "size", f"after the merges before it: {why}")
+            elif name not in self.unusable and sizes[name] < layer.width:
+                step = nominate_width(self.model, layer, self._features([layer])[name], sizes[name])
+                if isinstance(step, Reason):
+                    self._refuse(layer, "size", str(step))
+                else:
+                    self._attempt([step])
+
+    def _layer_now(self, name: str) -> HiddenLayer | None:
+        """A layer as it is after the merges so far; None where it is none any more."""
+        return next((one for one in self.graph.layers if one.name == name), None)
 
     # measuring
 
@@ -190,37 +260,98 @@ class _Merging:
 
     # try and check
 
-    def _attempt(self, candidates: Sequence[Step]) -> None:
+    def _attempt(self, candidates: Sequence[Step]) -> bool:
         """Try candidates for one layer, the boldest first, until one is allowed; record what happened."""
         for step in candidates:
+            if self.original is None:
+                self.original = Original(self.model, self.graph, self.fit, seed=self.seed)
             before = _count(self.model)
             try:
                 applied = apply_step(self.model, step)
             except InputError as error:  # the merged weights cannot be held, in half precision for one
                 self.records.append(Record.of(step, reason=str(error), parameters=(before, before), **self.when))
                 continue
+            kept = self._kept_after(step)
             effect = self.check.effect(self.model)
             reason = self.check.refusal(effect)
+            correction = self._corrected(effect, kept) if reason and effect.change <= self._worth else None
+            if correction is not None:
+                effect, reason = correction.effect, self.check.refusal(correction.effect)
             if reason:
+                if correction is not None:
+                    correction.applied.undo()
                 applied.undo()
-            record = Record.of(
-                step,
-                reason=reason,
-                change=effect.change,
-                agreement=effect.agreement,
-                parameters=(before, _count(self.model)),
-                **self.when,
-            )
-            self.records.append(record)
+            self._record(step, applied, effect, reason, before)
             if not reason:
-                settle(self.model, applied, self.optimizers, record)
-                self.steps.append(step)
+                self.kept = kept
+                if correction is not None:
+                    self._record(correction.step, correction.applied, effect, "", _count(self.model))
                 self.graph = observe(self.model, self.fit)
-                return
+                return True
+        return False
 
-    def _refuse(self, layer: HiddenLayer, criterion: str, reason: str) -> None:
-        kind, width = "neurons" if criterion in {"condensation", "span"} else "layer", (layer.width, layer.width)
-        self.records.append(Record(kind, layer.name, criterion, done=False, reason=reason, width=width, **self.when))
+    @property
+    def _worth(self) -> float:
+        """The change up to which a correction may save a merge."""
+        return math.inf if self.tolerance is None else HOPE * self.tolerance.change
+
+    def _record(self, step: Step, applied: Applied, effect: Effect, reason: str, before: int) -> None:
+        """Write down what became of a step, and make it final if it stays."""
+        record = Record.of(
+            step,
+            reason=reason,
+            change=effect.change,
+            agreement=effect.agreement,
+            parameters=(before, _count(self.model)),
+            **self.when,
+        )
+        self.records.append(record)
+        if not reason:
+            settle(self.model, applied, self.optimizers, record)
+            self.steps.append(step)
+
+    def _kept_after(self, step: Step) -> dict[str, Tensor]:
+        """For every layer that is narrower than at first, which of its neurons stay."""
+        if not isinstance(step, NeuronMerge):
+            return self.kept
+        now = torch.tensor(step.kept)
+        known = self.kept.get(step.layer)
+        return {**self.kept, step.layer: now if known is None else known[now]}
+
+    def _corrected(self, effect: Effect, kept: Mapping[str, Tensor]) -> _Correction | None:
+        """Correct the model towards its original; None, and nothing is changed, where that makes it no better."""
+        if self.original is None or effect.failure or not effect.change > EXACT:
+            return None
+        found = self.original.reconstruct(self.model, kept)
+        if found is None:
+            return None
+        applied, step = found
+        better = self.check.effect(self.model)
+        if (
+            better.failure
+            or not better.change < effect.change
+            or (self._agrees and better.agreement < effect.agreement)
+        ):
+            applied.undo()
+            return None
+        return _Correction(applied, replace(step, evidence={"change before": effect.change}), better)
+
+    @property
+    def _agrees(self) -> bool:
+        """Whether agreement counts."""
+        return self.tolerance is not None and self.tolerance.agreement is not None
+
+    def _reconstruct(self) -> None:
+        """The last correction, with all merges in place."""
+        if self.steps and not isinstance(self.steps[-1], Reconstruction):
+            correction = self._corrected(self.check.effect(self.model), self.kept)
+            if correction is not None:
+                self._record(correction.step, correction.applied, correction.effect, "", _count(self.model))
+
+    def _refuse(self, layer: HiddenLayer | str, criterion: str, reason: str) -> None:
+        kind = "layer" if criterion in {"all", "linearization"} else "neurons"
+        name, width = (layer, 0) if isinstance(layer, str) else (layer.name, layer.width)
+        self.records.append(Record(kind, name, criterion, done=False, reason=reason, width=(width, width), **self.when))
 
 
 def _unusable(features: Features | None) -> Reason | None:

@@ -125,7 +125,7 @@ class NeuronMerge:
         kept: increasing indices of the neurons that stay.
         mix: shape (width, kept).
         shift: shape (width,).
-        criterion: "null", "condensation" or "span".
+        criterion: "null", "condensation", "span" or "size".
         evidence: what nominated it.
     """
 
@@ -145,7 +145,32 @@ class NeuronMerge:
         return int(self.mix.shape[0])
 
 
-Step = LayerMerge | NeuronMerge
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Add small corrections to Linears so that they put out again what they did before the merges.
+
+    W′ = W + ΔW and b′ = b + Δb (see `lightning_embed.statistics.reconstruct`); shapes stay.
+
+    Attributes:
+        layers: qualified names of the Linears, in the order in which they are corrected.
+        weights: ΔW of each, shape (fan_out, fan_in).
+        biases: Δb of each, shape (fan_out,); zeros where the Linear has no bias.
+        evidence: the change of the outputs that called for it.
+    """
+
+    layers: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "reconstruction"
+
+    @property
+    def layer(self) -> str:
+        """The names as one text."""
+        return ", ".join(self.layers)
+
+
+Step = LayerMerge | NeuronMerge | Reconstruction
 
 
 def _plain(value: Any) -> Any:
@@ -204,6 +229,13 @@ def _step(entry: Mapping[str, Any]) -> Step:
     def tensor(name: str) -> Tensor:
         return torch.tensor(entry[name], dtype=torch.float64)
 
+    def tensors(name: str) -> tuple[Tensor, ...]:
+        return tuple(torch.tensor(one, dtype=torch.float64) for one in entry[name])
+
+    if entry["kind"] == "reconstruction":
+        return Reconstruction(
+            tuple(entry["layers"]), tensors("weights"), tensors("biases"), _evidence(entry["evidence"])
+        )
     common: dict[str, Any] = {
         "layer": entry["layer"],
         "consumers": tuple(entry["consumers"]),
@@ -232,7 +264,9 @@ def _step(entry: Mapping[str, Any]) -> Step:
 
 def describe(step: Step) -> str:
     """One line that tells what a step does and why it was nominated."""
-    if isinstance(step, LayerMerge):
+    if isinstance(step, Reconstruction):
+        what = f"correct {step.layer}"
+    elif isinstance(step, LayerMerge):
         what = f"merge layer {step.layer} ({len(step.slope)} neurons) into {', '.join(step.consumers)}"
     else:
         verb = "drop null neurons of" if step.criterion == "null" else "merge neurons of"
@@ -256,15 +290,15 @@ class Record:
     """One merge that was considered: done or refused, from what evidence, with what effect, and why.
 
     Attributes:
-        kind: "layer" or "neurons".
-        layer: qualified name.
-        criterion: "linearization", "condensation", "span" or "null".
+        kind: "layer", "neurons" or "reconstruction".
+        layer: qualified name (of a reconstruction several).
+        criterion: "linearization", "condensation", "span", "null", "size" or "reconstruction".
         done: whether the model was changed.
         reason: why it was refused; empty when done.
         evidence: what nominated it.
         change: cumulative change of the outputs on the deciding data with this merge in place (NaN: not tried).
         agreement: share of equal arg-max there.
-        width: neurons of the layer (before, after).
+        width: neurons of the layer (before, after); 0 of a reconstruction, which cuts none.
         parameters: parameters of the whole model (before, after) when done.
         epoch: epoch of training at whose start it was considered; None outside training.
         step: optimizer steps made by then; None outside training.
@@ -283,12 +317,21 @@ class Record:
     epoch: int | None = None
     step: int | None = None
 
+    @property
+    def verdict(self) -> str:
+        """One word: merged, corrected or refused."""
+        if not self.done:
+            return "refused"
+        return "corrected" if self.kind == "reconstruction" else "merged"
+
     @staticmethod
     def of(
         merge: Step, *, reason: str = "", change: float = math.nan, agreement: float = math.nan, **rest: Any
     ) -> Record:
         """The record of a step: done, or refused for a reason."""
-        if isinstance(merge, LayerMerge):
+        if isinstance(merge, Reconstruction):
+            criterion, before, after = "reconstruction", 0, 0
+        elif isinstance(merge, LayerMerge):
             criterion, before, after = "linearization", len(merge.slope), 0
         else:
             criterion, before, after = merge.criterion, merge.width, len(merge.kept)
@@ -327,10 +370,10 @@ def records_table(records: Sequence[Record]) -> str:
     rows = [
         [
             *([record.epoch] if training else []),
-            "merged" if record.done else "refused",
+            record.verdict,
             record.layer,
             record.criterion,
-            f"{record.width[0]} → {record.width[1]}",
+            f"{record.width[0]} → {record.width[1]}" if any(record.width) else "",
             describe_evidence(record.evidence),
             "" if math.isnan(record.change) else f"{record.change:.4f}",
             "" if math.isnan(record.agreement) else f"{record.agreement:.4f}",

@@ -15,6 +15,7 @@ from lightning_embed.statistics import (
     affine_fit,
     amplitudes,
     cosine_groups,
+    exchange,
     minimal_pearson_correlation,
     refit,
     representatives,
@@ -50,7 +51,7 @@ def nominate_null(layer: HiddenLayer, features: Features) -> NeuronMerge | None:
 def nominate_layer(
     layer: HiddenLayer,
     features: Features,
-    criteria: Criteria,
+    threshold: float,
     sensitivity: Tensor,
     region: Callable[[Tensor], Tensor],
 ) -> list[LayerMerge]:
@@ -60,7 +61,7 @@ def nominate_layer(
     and the tangent at the mean. A layer that is constant throughout is affine with slope 0.
     """
     mpc = float(minimal_pearson_correlation(features.pre, features.post))
-    if criteria.linearization is None or mpc < criteria.linearization:
+    if mpc < threshold:
         return []
     fits = {
         "weighted": affine_fit(features.pre, features.post, sensitivity),
@@ -101,7 +102,7 @@ def nominate_neurons(
             keeps["condensation"] = (sorted(chosen), {"cosine": criteria.condensation, "groups": len(groups)})
     if criteria.span is not None:
         span = span_order(features.post, weight, criteria.span)
-        keeps["span"] = (sorted(span.kept), {"span": criteria.span})
+        keeps["span"] = (list(exchange(features.post, weight, span.kept)), {"span": criteria.span})
     candidates = []
     for criterion, (kept, evidence) in sorted(keeps.items(), key=lambda item: len(item[1][0])):
         if not 0 < len(kept) < layer.width:
@@ -114,6 +115,30 @@ def nominate_neurons(
         mix, shift = refit(features.post, kept)
         candidates.append(_neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, evidence))
     return candidates, refused
+
+
+def nominate_width(
+    model: nn.Module, layer: HiddenLayer, features: Features, width: int, criterion: str = "size"
+) -> NeuronMerge | Reason:
+    """Keep the neurons that carry the consumers' input best, at most `width` of them; or why that cannot be done."""
+    if features.rows < SAMPLES_PER_NEURON * width:
+        needed = SAMPLES_PER_NEURON * width
+        what = f"keeping {width} neurons needs {needed} to fit, there are {features.rows}"
+        return Reason("too few samples", what)
+    weight = consumer_weight(model, layer)
+    span = span_order(features.post, weight, 0.0)
+    kept = list(exchange(features.post, weight, span.kept[:width] or (0,)))
+    share = float(span.residual[min(width, len(span.kept)) - 1]) if len(span.kept) else 0.0
+    mix, shift = refit(features.post, kept)
+    return _neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, {"span": share})
+
+
+def milder(model: nn.Module, layer: HiddenLayer, features: Features, refused: NeuronMerge) -> list[NeuronMerge]:
+    """Steps between one that changes too much and none: 1/2, 1/4 and 1/8 of the neurons that it would have cut."""
+    cut = layer.width - len(refused.kept)
+    widths = dict.fromkeys(layer.width - cut // part for part in (2, 4, 8))
+    steps = [nominate_width(model, layer, features, one, "span") for one in widths if one < layer.width]
+    return [one for one in steps if isinstance(one, NeuronMerge) and len(one.kept) < layer.width]
 
 
 def _neurons(

@@ -78,7 +78,7 @@ def merge(
         tolerance: what decides; None accepts every nominated merge that can be computed.
         seed: of the random combination of outputs that weights the fits.
         sizes: tells from the model, its graph and features how many neurons to leave in which layers (0 removes a
-            layer), in place of the criteria.
+            layer), in place of the criteria for neurons.
         optimizers: edited in place with every merge that is kept.
         epoch: written into the records.
         step: written into the records.
@@ -130,8 +130,8 @@ class _Merging:
         try:
             if self._ready():
                 self._null_neurons()
+                self._layers()
                 if sizes is None:
-                    self._layers()
                     self._neurons()
                 else:
                     self._sizes(sizes(self.model, self.graph, self._features(), self.fit))

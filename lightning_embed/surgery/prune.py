@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import observe
+from lightning_embed.surgery.check import Check
 from lightning_embed.surgery.measure import Measurement, measure_layers
-from lightning_embed.surgery.merging import merge
+from lightning_embed.surgery.merging import Sizes, merge
 from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
+from lightning_embed.surgery.sizes import check_sizes, fixed, shared
 from lightning_embed.tape import Tape, deal, record, replay
 from lightning_embed.tape.tree import tensors_of
 
@@ -84,6 +87,8 @@ def prune(
     *,
     criteria: Criteria | None = None,
     tolerance: Tolerance | None = None,
+    widths: Mapping[str, int] | None = None,
+    budget: float | None = None,
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
     seed: int = 0,
@@ -91,14 +96,20 @@ def prune(
     """Merge the linearized layers and condensed neurons of a trained network, as far as its function is kept.
 
     One half of the calibration data fits, the other half alone decides. A merge that changes the outputs by more
-    than the tolerance is undone, and its record says so.
+    than the tolerance is undone, and its record says so. With `widths` or `budget` a size is asked for instead: the
+    network of that size whose outputs differ least, as far as we find it.
 
     Args:
         model: any module; it is left untouched.
         data: calibration data: a DataLoader, an iterable of batches, or one tensor (samples, …). Batches are taken
             until there are 4096 samples. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
         criteria: thresholds that nominate; the defaults of `Criteria` if None.
-        tolerance: the bound that decides; the defaults of `Tolerance` if None.
+        tolerance: the bound that decides; if None the defaults of `Tolerance`, and no bound where a size is asked for.
+        widths: number of neurons to leave at most in each of these layers, by name; 0 removes the layer. Other layers
+            lose nothing but neurons that are constant.
+        budget: share of the parameters to leave at most. Tried are an equal share in every layer and one that is
+            foretold to change the outputs least, each with and without merging linearized layers first; the result
+            that changes them least is returned.
         call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
         output: which tensor(s) of what the call returns are compared.
         seed: of everything random (shuffling of the loader, the combination of outputs that weights the fits).
@@ -108,20 +119,62 @@ def prune(
 
     Raises:
         InputError: the data are empty or a single sample, a batch needs `call=`, the outputs are not finite, the
-            model cannot be copied, or it has no Linear that could be a hidden layer.
+            model cannot be copied, or it has no Linear that could be a hidden layer; criteria and a size are both
+            given, or a size cannot be reached.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2))
     >>> result = prune(net, torch.randn(64, 3, generator=torch.Generator().manual_seed(0)))
     >>> result.size[1].hidden_layers, result.size[1].parameters
     (0, 8)
     """
-    criteria, tolerance = criteria or Criteria(), tolerance or Tolerance()
+    check_sizes(widths, budget)
+    if criteria is not None and (widths is not None or budget is not None):
+        raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = _halves(model, data, call, output, seed)
-    pruned = _copy(model)
-    before, size = look(pruned, fit, criteria)
-    plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, seed=seed)
-    after, smaller = look(pruned, fit, criteria)
+    before, size = look(_copy(model), fit, criteria or Criteria())
+    if widths is None and budget is None:
+        runs = [_run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)]
+    elif widths is not None:
+        runs = [_run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)]
+    else:
+        assert budget is not None
+        wanted = math.floor(budget * size.parameters)
+        linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
+        runs = [
+            _run(model, fit, decide, nominating, tolerance, shared(wanted, evenly=evenly), seed)
+            for nominating in (_NOTHING, _LINEAR)[: 1 + linear]
+            for evenly in (False, True)
+        ]
+    pruned, plan, records = _best(model, decide, runs) if len(runs) > 1 else runs[0]
+    after, smaller = look(pruned, fit, criteria or Criteria())
     return Result(pruned, tuple(records), plan, before, after, (size, smaller))
+
+
+_NOTHING = Criteria(linearization=None, condensation=None, span=None)
+_LINEAR = Criteria(condensation=None, span=None)
+_Run = tuple[nn.Module, Plan, list[Record]]
+
+
+def _run(
+    model: nn.Module,
+    fit: Sequence[Tape],
+    decide: Sequence[Tape],
+    criteria: Criteria,
+    tolerance: Tolerance | None,
+    sizes: Sizes | None,
+    seed: int,
+) -> _Run:
+    pruned = _copy(model)
+    plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, sizes=sizes, seed=seed)
+    return pruned, plan, records
+
+
+def _best(model: nn.Module, decide: Sequence[Tape], runs: Sequence[_Run]) -> _Run:
+    """Of runs towards one size the smallest model; of models about as small the one whose outputs differ least."""
+    check = Check(model, decide, None)
+    sizes = [sum(one.numel() for one in run[0].parameters()) for run in runs]
+    near = [run for run, size in zip(runs, sizes, strict=True) if size <= 1.1 * min(sizes)]
+    return min(near, key=lambda run: check.effect(run[0]).change)
 
 
 def measure(

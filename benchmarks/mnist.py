@@ -1,52 +1,75 @@
-"""MNIST in memory, and plain training, for the benchmarks."""
+"""MNIST in memory, plain training and comparing, for the benchmarks."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+CALIBRATION = 4096
 
-def images(folder: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-    """All images as rows of 784 numbers in 0..1, and their labels; downloaded by torchvision if absent."""
-    from torchvision.datasets import MNIST
 
-    data = MNIST(root=str(folder), train=train, download=not (folder / "MNIST" / "raw").exists())
-    return data.data.float().flatten(1) / 255, data.targets
+@dataclass(frozen=True)
+class Mnist:
+    """Images as rows of 784 numbers in 0..1, and their labels."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    @staticmethod
+    def load(folder: Path) -> Mnist:
+        """All 60 000 and 10 000; downloaded by torchvision if absent."""
+        from torchvision.datasets import MNIST
+
+        parts = []
+        for training in (True, False):
+            data = MNIST(root=str(folder), train=training, download=not (folder / "MNIST" / "raw").exists())
+            parts += [data.data.float().flatten(1) / 255, data.targets]
+        return Mnist(*parts)
+
+    def calibration(self, seed: int) -> Tensor:
+        """Training images, without labels."""
+        chosen = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
+        return self.images[chosen]
+
+    def agreement(self, net: nn.Module, other: nn.Module) -> float:
+        """Share of the test images on which two networks choose the same class."""
+        same = predictions(net, self.test_images) == predictions(other, self.test_images)
+        return same.double().mean().item()
+
+    def accuracy(self, net: nn.Module) -> float:
+        """Share of the test images that are classified rightly."""
+        return (predictions(net, self.test_images) == self.test_labels).double().mean().item()
+
+    def loss(self, net: nn.Module) -> float:
+        """Cross entropy on the training images."""
+        with torch.no_grad():
+            return nn.functional.cross_entropy(net.eval()(self.images), self.labels).item()
 
 
 def train(
-    net: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    rate: float,
-    batch: int,
-    seed: int,
-) -> float:
-    """Adam on the cross entropy, in place; the loss on the whole data at the end."""
+    net: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, rate: float, batch: int, seed: int
+) -> nn.Module:
+    """Adam on the cross entropy, in place."""
     shuffle = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
-    loss = nn.CrossEntropyLoss()
     net.train()
     for _ in range(epochs):
-        for rows in torch.randperm(len(inputs), generator=shuffle).split(batch):
+        for rows in torch.randperm(len(images), generator=shuffle).split(batch):
             optimizer.zero_grad()
-            loss(net(inputs[rows]), labels[rows]).backward()
+            nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
-    net.eval()
+    return net.eval()
+
+
+def predictions(net: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return loss(net(inputs), labels).item()
+        return net.eval()(images).argmax(1)
 
 
-def predictions(net: nn.Module, inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        return net.eval()(inputs).argmax(1)
-
-
-def agreement(net: nn.Module, other: nn.Module, inputs: Tensor) -> float:
-    return (predictions(net, inputs) == predictions(other, inputs)).double().mean().item()
-
-
-def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    return (predictions(net, inputs) == labels).double().mean().item()
+def parameters(net: nn.Module) -> int:
+    return sum(one.numel() for one in net.parameters())

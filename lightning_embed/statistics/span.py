@@ -34,7 +34,7 @@ def _check_features(features: Tensor) -> None:
         raise InputError("`features` holds NaN or infinite values; find where the model makes them first.")
 
 
-def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> Span:
+def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float, *, intercept: bool = True) -> Span:
     r"""Order the neurons by how much of what the consumers receive each adds to the span.
 
     A neuron is redundant when its feature lies in the span of the kept features and the constant (001,
@@ -52,6 +52,8 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
         consumer_weight: weights of the consumers, stacked, shape (outputs, neurons).
         tolerance: residual fraction at which to stop, in [0, 1]; 0 stops where rounding errors are left,
             from about 1e-5 on.
+        intercept: whether the constant belongs to the span; if not, G is the second moment about 0. It does not
+            where no bias can make up for it, as before a convolution that pads with zeros.
 
     Returns:
         The kept neurons and the residual fractions; empty if no feature varies or none is read. With few
@@ -66,10 +68,10 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
     """
     if not 0.0 <= tolerance <= 1.0:
         raise InputError(f"`tolerance` is {tolerance}; a residual fraction between 0 and 1 is needed.")
-    return _greedy(*weighted_gram(features, consumer_weight), tolerance)
+    return _greedy(*weighted_gram(features, consumer_weight, intercept=intercept), tolerance)
 
 
-def weighted_gram(features: Tensor, consumer_weight: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_gram(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor]:
     """Covariance of the features, each scaled by the norm of its weights, and the weights over that norm.
 
     What is chosen does not depend on the features' units; with the consumers' norm moved into them, one floor for
@@ -86,7 +88,7 @@ def weighted_gram(features: Tensor, consumer_weight: Tensor) -> tuple[Tensor, Te
     weight = consumer_weight.detach().double()
     norms = torch.linalg.vector_norm(weight, dim=0)
     scaled = features.detach().double()
-    scaled = (scaled - scaled.mean(0)) * norms
+    scaled = (scaled - scaled.mean(0) if intercept else scaled) * norms
     return scaled.T @ scaled / scaled.shape[0], weight / norms.where(norms > 0, 1.0)
 
 
@@ -147,7 +149,9 @@ def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> i
     return len(span_order(features, consumer_weight, tolerance).kept)
 
 
-def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
+def refit(
+    features: Tensor, kept: Sequence[int], ridge: float = 1e-6, *, intercept: bool = True
+) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
     $h \approx M h_{kept} + s$ with $M = C_{all,kept} (C_{kept,kept} + r \bar\lambda I)^{-1}$, C the
@@ -161,6 +165,7 @@ def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[T
         features: post, shape (samples, neurons).
         kept: numbers of the kept neurons, in the order that the columns of M shall have.
         ridge: r, relative to the mean eigenvalue, above 0.
+        intercept: whether the constant may be used; if not, C is the second moment about 0 and s = 0.
 
     Returns:
         M, shape (neurons, len(kept)), and s, shape (neurons,), both float64.
@@ -180,7 +185,7 @@ def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[T
     if not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
-    mean = h.mean(0)
+    mean = h.mean(0) if intercept else h.new_zeros(width)
     index = torch.tensor(list(kept), dtype=torch.long, device=h.device)
     centered = h - mean
     basis = centered[:, index]

@@ -58,12 +58,15 @@ class Features:
 
 
 def thinned(value: Tensor, cap: int, layout: Layout = Layout(-1)) -> Tensor:  # noqa: B008  # it is frozen
-    """A value as (rows, width), thinned evenly to about `cap` rows."""
+    """A copy of a value as (rows, width), thinned evenly to about `cap` rows.
+
+    A copy, because an activation in place may come next.
+    """
     rows = layout.rows(value)
     step = max(1, -(-len(rows) // cap))
     while step > 1 and math.gcd(step, len(rows)) > 1:  # every column of an image has its turn
         step += 1
-    return rows[::step].clone() if step > 1 else rows
+    return rows[::step].clone()
 
 
 @contextmanager

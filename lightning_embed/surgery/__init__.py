@@ -2,6 +2,7 @@
 
 from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.distill import distill
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import (
@@ -30,6 +31,7 @@ __all__ = [
     "apply",
     "attach",
     "detach",
+    "distill",
     "load_from_checkpoint",
     "measure",
     "merge",

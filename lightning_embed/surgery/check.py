@@ -88,7 +88,7 @@ class Check:
         for tape in self._tapes:
             for place, output in enumerate(replay(model, tape)):
                 if output.is_floating_point() and output.numel():
-                    rows = _rows(output)
+                    rows = as_rows(output)
                     columns.setdefault((place, rows.shape[1]), []).append(rows)
         return [torch.cat(parts) for parts in columns.values()]
 
@@ -127,7 +127,7 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     worst = 0.0
     for old, new in zip(outputs, batchwise, strict=True):
         pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point() and a.numel()]
-        worst = max([worst, *(_change(_rows(a), _rows(b)) for a, b in pairs)])
+        worst = max([worst, *(_change(as_rows(a), as_rows(b)) for a, b in pairs)])
     bound = min(1.0, 3.0 * math.sqrt(len(norms) / min(tape.samples for tape in tapes)))
     if worst <= bound:
         return None
@@ -138,7 +138,7 @@ def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.running_mean is not None and norm.running_var is not None
 
 
-def _rows(output: Tensor) -> Tensor:
+def as_rows(output: Tensor) -> Tensor:
     """An output as (samples, columns) in float64."""
     return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
 

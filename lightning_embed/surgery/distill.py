@@ -63,8 +63,8 @@ def distill(
 
     >>> _ = torch.manual_seed(0)
     >>> teacher, student = nn.Linear(2, 1), nn.Linear(2, 1)
-    >>> losses = distill(student, teacher, torch.randn(99, 2), epochs=60, lr=0.1, batch=256)
-    >>> losses[-1] < 1e-2 < losses[0]
+    >>> losses = distill(student, teacher, torch.randn(99, 2), epochs=40, lr=0.1, batch=33)
+    >>> losses[-1] < 1e-3 < losses[0]
     True
     """
     trained = _trained(student, teacher)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import observe
 from lightning_embed.surgery.check import Check
+from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import Sizes, merge
-from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
+from lightning_embed.surgery.plan import Plan, Record, records_table
 from lightning_embed.surgery.sizes import check_sizes, fixed, shared
 from lightning_embed.tape import Tape, deal, record, replay
 from lightning_embed.tape.tree import tensors_of

@@ -105,14 +105,15 @@ class Reconstruction:
 Step = LayerMerge | NeuronMerge | Reconstruction
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as lists, dictionaries, numbers, strings and None, which is what JSON can hold."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value  # NaN is no JSON and differs from itself
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # strict JSON has no such numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as lists, numbers, strings and None (for NaN)."""
-        return {"steps": [_plain(vars(step)) for step in self.steps]}
+        return {"steps": [plain(vars(step)) for step in self.steps]}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
@@ -283,9 +284,9 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as lists, numbers, strings and None (for NaN)."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        """The record as lists, numbers, strings and None (for NaN and infinite ones)."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:

@@ -1,6 +1,7 @@
 """Offline: what is planted is found, the function is kept, the given model is left alone, bad input is refused."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -164,6 +165,21 @@ def test_frozen_weights_merge_and_stay_frozen():
     assert result.model[0].out_features <= 5
     assert not any(one.requires_grad for one in result.model[0].parameters())
     assert all(one.requires_grad for one in result.model[6].parameters())
+
+
+def test_a_result_is_strict_json_that_tells_what_was_done():
+    model = mlp(3, 6, 6, 2)
+    model[2].weight.data.zero_()  # constant: its MPC is NaN
+    model[4].bias.data += 1.0
+    result = le.prune(model, data(), tolerance=le.Tolerance(metric=lambda model: 0.5))
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert found["size"]["before"] == vars(result.size[0])
+    assert found["size"]["after"]["parameters"] == sum(one.numel() for one in result.model.parameters())
+    assert [one["layer"] for one in found["before"]["layers"]] == ["0", "2"]
+    assert found["before"]["layers"][1]["mpc"] is None
+    assert found["after"]["refused"][0] == ["4", "is the model's output"]
+    assert [le.Record.from_dict(one).layer for one in found["records"]] == [one.layer for one in result.records]
+    assert found["records"][-1]["metric"] == [0.5, 0.5]
 
 
 class Heads(nn.Module):

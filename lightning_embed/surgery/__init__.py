@@ -2,17 +2,11 @@
 
 from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.criteria import Criteria, Tolerance
+from lightning_embed.surgery.distill import distill
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
-from lightning_embed.surgery.plan import (
-    Criteria,
-    LayerMerge,
-    NeuronMerge,
-    Plan,
-    Record,
-    Tolerance,
-    records_table,
-)
+from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
 from lightning_embed.surgery.prune import Result, Size, measure, propose, prune
 
 __all__ = [
@@ -30,6 +24,7 @@ __all__ = [
     "apply",
     "attach",
     "detach",
+    "distill",
     "load_from_checkpoint",
     "measure",
     "merge",

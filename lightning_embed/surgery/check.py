@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Reason
-from lightning_embed.surgery.plan import Tolerance
+from lightning_embed.surgery.criteria import Tolerance
 from lightning_embed.tape import Tape, replay
+from lightning_embed.tape.tape import preserved, set_modes
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a changed model does to the outputs: change and agreement (see `Tolerance`), or why it failed."""
+    """What a changed model does to the outputs (see `Tolerance`), or why it failed.
+
+    The metric is None where it is not asked for, or where the other bounds refuse already.
+    """
 
     change: float
     agreement: float
     failure: str = ""
+    metric: tuple[float, float] | None = None
+
+    @property
+    def fall(self) -> float:
+        """How far the metric has fallen; 0 where it was not taken."""
+        return 0.0 if self.metric is None else self.metric[0] - self.metric[1]
 
 
 class Check:
@@ -32,7 +43,7 @@ class Check:
     still gets one (or is gone).
 
     Raises:
-        InputError: the outputs are not finite, or there is no floating-point output.
+        InputError: the outputs are not finite, there is no floating-point output, or the tolerance's metric fails.
     """
 
     def __init__(self, model: nn.Module, tapes: Sequence[Tape], tolerance: Tolerance | None) -> None:
@@ -52,6 +63,8 @@ class Check:
                 "Tolerance(agreement=…) compares the arg-max of class scores, but the outputs have a single column; "
                 "leave agreement=None for a regression."
             )
+        if tolerance is not None and tolerance.metric is not None:
+            self._metric = _measured(model, tolerance.metric)
 
     def effect(self, model: nn.Module) -> Effect:
         """The cumulative effect of all changes since this object was made."""
@@ -68,19 +81,31 @@ class Check:
         agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
         if lost:
             return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
-        return Effect(change, agreement)
+        return self._with_metric(model, Effect(change, agreement))
 
     def refusal(self, effect: Effect) -> str:
         """Why an effect is not allowed; empty when it is."""
         if effect.failure or self._tolerance is None:
             return effect.failure
-        if self._tolerance.allows(effect.change, effect.agreement):
+        if self._tolerance.allows(effect.change, effect.agreement, effect.fall):
             return ""
         if effect.change == math.inf:
             return "change inf: an output overflows, or one changes that is constant on the deciding data"
         if not effect.change <= self._tolerance.change:
             return f"change {effect.change:.4f} > {self._tolerance.change:g}"
+        if effect.metric is not None:
+            return f"metric falls by {effect.fall:.4g} > {self._tolerance.drop:g}"
         return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"
+
+    def _with_metric(self, model: nn.Module, effect: Effect) -> Effect:
+        """The effect with the user's own measure, which may be costly, where all else is allowed."""
+        tolerance = self._tolerance
+        if tolerance is None or tolerance.metric is None or self.refusal(effect):
+            return effect
+        try:
+            return replace(effect, metric=(self._metric, _measured(model, tolerance.metric)))
+        except InputError as error:
+            return replace(effect, failure=str(error))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
@@ -88,7 +113,7 @@ class Check:
         for tape in self._tapes:
             for place, output in enumerate(replay(model, tape)):
                 if output.is_floating_point() and output.numel():
-                    rows = _rows(output)
+                    rows = as_rows(output)
                     columns.setdefault((place, rows.shape[1]), []).append(rows)
         return [torch.cat(parts) for parts in columns.values()]
 
@@ -101,6 +126,22 @@ class Check:
         total = torch.stack([one.double().sum() for one in outputs]).sum()
         gradients = torch.autograd.grad(total, [one for _, one in named], allow_unused=True)
         return {name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def _measured(model: nn.Module, metric: Callable[[nn.Module], float]) -> float:
+    """The value of a user's own measure of a model, which is left as it was."""
+    try:
+        with preserved(model), torch.no_grad():
+            set_modes(model, training=False)
+            value = metric(model)
+    except Exception as error:
+        raise InputError(f"Tolerance(metric=…) fails on the model: {type(error).__name__}: {error}") from error
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(number, Real) or not math.isfinite(number):
+        raise InputError(
+            f"Tolerance(metric=…) must return a finite number, the higher the better; it returned {value!r}."
+        )
+    return float(number)
 
 
 def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
@@ -127,7 +168,7 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     worst = 0.0
     for old, new in zip(outputs, batchwise, strict=True):
         pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point() and a.numel()]
-        worst = max([worst, *(_change(_rows(a), _rows(b)) for a, b in pairs)])
+        worst = max([worst, *(_change(as_rows(a), as_rows(b)) for a, b in pairs)])
     bound = min(1.0, 3.0 * math.sqrt(len(norms) / min(tape.samples for tape in tapes)))
     if worst <= bound:
         return None
@@ -138,7 +179,7 @@ def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.running_mean is not None and norm.running_var is not None
 
 
-def _rows(output: Tensor) -> Tensor:
+def as_rows(output: Tensor) -> Tensor:
     """An output as (samples, columns) in float64."""
     return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
 

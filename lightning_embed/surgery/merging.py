@@ -19,18 +19,10 @@ from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
 from lightning_embed.surgery.apply import Applied, apply_step, settle
 from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach
+from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.edit import submodule
 from lightning_embed.surgery.features import Features, collect_features, output_gradients
-from lightning_embed.surgery.plan import (
-    Criteria,
-    LayerMerge,
-    NeuronMerge,
-    Plan,
-    Reconstruction,
-    Record,
-    Step,
-    Tolerance,
-)
+from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
 from lightning_embed.surgery.propose import (
     SAMPLES,
     milder,
@@ -302,6 +294,7 @@ class _Merging:
             reason=reason,
             change=effect.change,
             agreement=effect.agreement,
+            metric=effect.metric,
             parameters=(before, _count(self.model)),
             **self.when,
         )
@@ -331,6 +324,7 @@ class _Merging:
             better.failure
             or not better.change < effect.change
             or (self._agrees and better.agreement < effect.agreement)
+            or (effect.metric is not None and better.fall > effect.fall)
         ):
             applied.undo()
             return None

@@ -1,4 +1,4 @@
-"""What is asked for, what is to be done and what was done, as plain data: criteria, tolerance, plan, records."""
+"""What is to be done and what was done, as plain data: plan and records."""
 
 from __future__ import annotations
 
@@ -11,75 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from lightning_embed.errors import InputError
 from lightning_embed.graph import legend
-
-
-def _fraction(name: str, value: float | None) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
-        raise InputError(f"{name} must lie in 0..1 (or be None to leave it out), got {value!r}.")
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """Thresholds that *nominate* what may be merged; None leaves a criterion out.
-
-    Nothing is merged because of a threshold alone: what is nominated is tried, and the measured change of the
-    output (`Tolerance`) decides.
-
-    Args:
-        linearization: nominate hidden layers whose minimal Pearson correlation of pre- and post-activations
-            (paper 000, eq. 5.1) is at least this.
-        condensation: nominate groups of neurons whose augmented input weights [w, b] have pairwise cosine
-            similarity of at least this.
-        span: nominate the neurons whose features lie in the span of the kept ones and the constant, up to this
-            share (Frobenius norm) of the layer's contribution to its consumers.
-
-    Raises:
-        InputError: a threshold lies outside 0..1.
-
-    >>> Criteria(condensation=None).span
-    0.01
-    """
-
-    linearization: float | None = 0.99
-    condensation: float | None = 0.9
-    span: float | None = 0.01
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            _fraction(f"Criteria({name}=…)", value)
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How much a merge may change what the network computes, on calibration data that no fit has seen.
-
-    Args:
-        change: bound of ‖f′ − f‖_F / ‖f − mean f‖_F, where f are the outputs of the network as it was at the
-            start of the call (of the merging event, in training) and f′ the present ones. Of several output
-            tensors the worst counts.
-        agreement: least share of samples on which the arg-max over the last dimension stays the same; None where
-            the outputs are no scores of classes.
-
-    Raises:
-        InputError: a bound is negative, not a number, or an agreement outside 0..1.
-
-    >>> Tolerance().allows(change=0.04, agreement=0.97)
-    True
-    """
-
-    change: float = 0.05
-    agreement: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.change, (int, float)) and self.change >= 0.0):
-            raise InputError(f"Tolerance(change=…) must be a number of at least 0, got {self.change!r}.")
-        _fraction("Tolerance(agreement=…)", self.agreement)
-
-    def allows(self, change: float, agreement: float) -> bool:
-        """Whether a measured effect stays within the bounds (NaN never does)."""
-        return change <= self.change and (self.agreement is None or agreement >= self.agreement)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +105,15 @@ class Reconstruction:
 Step = LayerMerge | NeuronMerge | Reconstruction
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as lists, dictionaries, numbers, strings and None, which is what JSON can hold."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value  # NaN is no JSON and differs from itself
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # strict JSON has no such numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +146,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as lists, numbers, strings and None (for NaN)."""
-        return {"steps": [_plain(vars(step)) for step in self.steps]}
+        return {"steps": [plain(vars(step)) for step in self.steps]}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
@@ -298,6 +231,7 @@ class Record:
         evidence: what nominated it.
         change: cumulative change of the outputs on the deciding data with this merge in place (NaN: not tried).
         agreement: share of equal arg-max there.
+        metric: the user's own measure (at the start, with this merge in place); None where it was not taken.
         width: neurons of the layer (before, after); 0 of a reconstruction, which cuts none.
         parameters: parameters of the whole model (before, after) when done.
         epoch: epoch of training at whose start it was considered; None outside training.
@@ -312,6 +246,7 @@ class Record:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     change: float = math.nan
     agreement: float = math.nan
+    metric: tuple[float, float] | None = None
     width: tuple[int, int] = (0, 0)
     parameters: tuple[int, int] = (0, 0)
     epoch: int | None = None
@@ -349,9 +284,9 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as lists, numbers, strings and None (for NaN)."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        """The record as lists, numbers, strings and None (for NaN and infinite ones)."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Record:
@@ -359,6 +294,8 @@ class Record:
         known = dict(data)
         for name in ("change", "agreement"):
             known[name] = math.nan if data[name] is None else data[name]
+        if data.get("metric") is not None:
+            known["metric"] = tuple(math.nan if one is None else one for one in data["metric"])
         known["evidence"] = _evidence(data["evidence"])
         known["width"], known["parameters"] = tuple(data["width"]), tuple(data["parameters"])
         return Record(**known)
@@ -367,6 +304,7 @@ class Record:
 def records_table(records: Sequence[Record]) -> str:
     """The records as an aligned text table."""
     training = any(record.epoch is not None for record in records)
+    measured = any(record.metric is not None for record in records)
     rows = [
         [
             *([record.epoch] if training else []),
@@ -377,6 +315,7 @@ def records_table(records: Sequence[Record]) -> str:
             describe_evidence(record.evidence),
             "" if math.isnan(record.change) else f"{record.change:.4f}",
             "" if math.isnan(record.agreement) else f"{record.agreement:.4f}",
+            *(["" if record.metric is None else "{:.4f} → {:.4f}".format(*record.metric)] if measured else []),
             record.reason,
         ]
         for record in records
@@ -390,6 +329,7 @@ def records_table(records: Sequence[Record]) -> str:
         "evidence",
         "change",
         "agreement",
+        *(["metric"] if measured else []),
         "why not",
     ]
     table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import is_layer, observe
 from lightning_embed.surgery.check import Check
+from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import Sizes, merge
-from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
+from lightning_embed.surgery.plan import Plan, Record, plain, records_table
 from lightning_embed.surgery.sizes import check_sizes, fixed, shared
 from lightning_embed.tape import Tape, deal, record, replay
 from lightning_embed.tape.tree import tensors_of
@@ -62,6 +63,22 @@ class Result:
     before: Measurement
     after: Measurement
     size: tuple[Size, Size]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found, done and refused, as lists, numbers, strings and None (for NaN): for a log or a JSON file.
+
+        Without the model, which its state dict describes, and without the plan, which holds weights and has a
+        `to_dict` of its own.
+        """
+        found: dict[str, Any] = plain(
+            {
+                "size": {"before": asdict(self.size[0]), "after": asdict(self.size[1])},
+                "before": asdict(self.before),
+                "after": asdict(self.after),
+                "records": [record.to_dict() for record in self.records],
+            }
+        )
+        return found
 
     def __str__(self) -> str:
         old, new = self.size

@@ -52,6 +52,99 @@ def test_other_shapes_and_calls_that_fail_are_refusals():
     assert check.refusal(check.effect(model)).startswith("the calibration calls fail")
 
 
+class Scale(nn.Module):
+    """One number that the metrics below read."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        return self.a * x
+
+
+def scale_check(metric, **options):
+    model = Scale()
+    return model, Check(
+        model, record(model, [torch.tensor([[1.0, -1.0], [-1.0, 1.0]])]), le.Tolerance(metric=metric, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "refusal"),
+    [
+        (1.0, ""),
+        (2.0, ""),
+        (0.9, ""),
+        (0.89, "metric falls by 0.11 > 0.1"),
+        (0.3, "change 0.7000 > 0.5"),
+    ],
+)
+def test_the_metric_may_not_fall_by_more_than_the_drop_below_its_value_at_the_start(value, refusal):
+    seen = []
+
+    def metric(model):
+        seen.append(model.a.item())
+        return model.a
+
+    model, check = scale_check(metric, change=0.5 if value < 1 else math.inf, drop=0.1)
+    with torch.no_grad():
+        model.a.fill_(value)
+    effect = check.effect(model)
+    assert check.refusal(effect) == refusal
+    asked = not refusal.startswith("change")  # it may be costly, so the other bounds come first
+    assert seen == pytest.approx([1.0, value] if asked else [1.0])
+    assert effect.metric == (pytest.approx((1.0, value)) if asked else None)
+
+
+def test_a_metric_finds_the_model_in_eval_mode_and_leaves_no_trace_on_it():
+    def metric(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        model.calls += 1
+        model.train(len(seen) > 0)
+        model.kept = torch.rand(1)
+        seen.append(model.calls.item())
+        return 1
+
+    seen = []
+    random = torch.get_rng_state()
+    model = Scale()
+    tapes = record(model, [torch.linspace(0, 1, 50)])
+    for training in (True, False):
+        model.train(training)
+        check = Check(model, tapes, le.Tolerance(metric=metric))
+        assert check.refusal(check.effect(model)) == ""
+        assert model.training == training
+    assert seen == [1.0] * 4
+    assert model.calls.item() == 0.0
+    assert not hasattr(model, "kept")
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("bad", [None, "0.9", math.nan, -math.inf, torch.ones(2)])
+def test_a_metric_that_gives_no_number_is_told_at_the_start_and_refused_later(bad):
+    with pytest.raises(le.InputError, match=r"metric=…\) must return a finite number"):
+        scale_check(lambda model: bad)
+    model, check = scale_check(lambda model: 1.0 if model.a == 1.0 else bad)
+    with torch.no_grad():
+        model.a.fill_(1.01)
+    assert "must return a finite number" in check.refusal(check.effect(model))
+
+
+def test_a_metric_that_fails_is_told_at_the_start_and_refused_later():
+    def fails(model):
+        raise KeyError("validation")
+
+    with pytest.raises(le.InputError, match="fails on the model: KeyError: 'validation'"):
+        scale_check(fails)
+    model, check = scale_check(lambda model: 1.0 if model.a == 1.0 else fails(model))
+    with torch.no_grad():
+        model.a.fill_(1.01)
+    assert "KeyError" in check.refusal(check.effect(model))
+
+
 @pytest.mark.parametrize(
     ("samples", "shift", "lags"),
     [(400, 0.14, False), (400, 0.16, True), (16, 0.74, False), (16, 0.76, True), (4, 0.9, False), (4, 1.1, True)],

@@ -23,7 +23,7 @@ def test_a_plan_for_a_constant_layer_survives_strict_json():
     assert le.Plan.from_dict(json.loads(text)) == proposed
 
 
-@pytest.mark.parametrize("when", [{}, {"epoch": 3, "step": 7}])
+@pytest.mark.parametrize("when", [{}, {"epoch": 3, "step": 7}, {"metric": (0.5, 0.25)}])
 def test_records_come_back_from_strict_json(when):
     record = le.Record("layer", "0", "linearization", done=True, evidence={"fit": "plain", "mpc": 0.5}, **when)
     assert le.Record.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))) == record

@@ -1,6 +1,7 @@
 """Offline: what is planted is found, the function is kept, the given model is left alone, bad input is refused."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -103,6 +104,30 @@ def test_the_change_that_is_reported_is_that_of_the_outputs():
     assert [one for one in result.records if one.done][-1].change == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_metric_of_the_users_own_decides_and_is_recorded():
+    model, x = mlp(3, 12, 12, 2), data()
+    for one in model.parameters():
+        one.data *= 3
+    flipped = model(x).argmax(1)
+    flipped[::10] = 1 - flipped[::10]
+
+    def accuracy(model):
+        return (model(x).argmax(1) == flipped).double().mean()
+
+    options = {"criteria": le.Criteria(linearization=0.0, condensation=0.0, span=0.5)}
+    loose = le.prune(model, x, tolerance=le.Tolerance(change=10.0), **options)
+    assert accuracy(loose.model) < 0.88
+    assert all(one.metric is None for one in loose.records)
+    result = le.prune(model, x, tolerance=le.Tolerance(change=10.0, metric=accuracy, drop=0.02), **options)
+    assert accuracy(result.model) >= 0.88
+    done = [one for one in result.records if one.done]
+    assert done
+    assert all(one.metric[0] == accuracy(model) for one in done)
+    assert done[-1].metric[1] == accuracy(result.model)
+    assert any(one.reason.startswith("metric falls by") for one in result.records)
+    assert f"0.9000 → {done[-1].metric[1]:.4f}" in str(result)
+
+
 def test_the_same_seed_gives_the_same_result_whatever_the_global_state():
     loader = DataLoader(TensorDataset(data(), torch.zeros(400)), batch_size=40, shuffle=True)
     results = []
@@ -140,6 +165,21 @@ def test_frozen_weights_merge_and_stay_frozen():
     assert result.model[0].out_features <= 5
     assert not any(one.requires_grad for one in result.model[0].parameters())
     assert all(one.requires_grad for one in result.model[6].parameters())
+
+
+def test_a_result_is_strict_json_that_tells_what_was_done():
+    model = mlp(3, 6, 6, 2)
+    model[2].weight.data.zero_()  # constant: its MPC is NaN
+    model[4].bias.data += 1.0
+    result = le.prune(model, data(), tolerance=le.Tolerance(metric=lambda model: 0.5))
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert found["size"]["before"] == vars(result.size[0])
+    assert found["size"]["after"]["parameters"] == sum(one.numel() for one in result.model.parameters())
+    assert [one["layer"] for one in found["before"]["layers"]] == ["0", "2"]
+    assert found["before"]["layers"][1]["mpc"] is None
+    assert found["after"]["refused"][0] == ["4", "is the model's output"]
+    assert [le.Record.from_dict(one).layer for one in found["records"]] == [one.layer for one in result.records]
+    assert found["records"][-1]["metric"] == [0.5, 0.5]
 
 
 class Heads(nn.Module):
@@ -238,7 +278,9 @@ def test_thresholds_outside_0_to_1_are_refused(name, value):
         le.Criteria(**{name: value})
 
 
-@pytest.mark.parametrize("options", [{"change": -1}, {"change": float("nan")}, {"agreement": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"change": -1}, {"change": float("nan")}, {"agreement": 1.5}, {"metric": 0.9}, {"drop": 0.1}]
+)
 def test_tolerances_that_mean_nothing_are_refused(options):
     with pytest.raises(le.InputError, match=next(iter(options))):
         le.Tolerance(**options)

@@ -161,22 +161,21 @@ def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:
     """Augmented input weights [w, b] whose cosine similarity nominates condensed neurons; None where it may not.
 
     Equal directions mean equal features only if every column has the same activation. A batch norm right behind
-    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β.
+    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β. One further on changes nothing: the features
+    that it reads are equal.
     """
     linear = submodule(model, layer.name)
     assert is_layer(linear)
     weight = linear.weight.detach().double().flatten(1)
     bias = None if linear.bias is None else linear.bias.detach().double()
+    owners = {name.rpartition(".")[0] for name, _ in layer.per_neuron}
     if layer.uniform:
         return augmented_weights(weight, bias)
-    norm = submodule(model, layer.region_modules[0]) if layer.region_modules else None
-    first = f"{layer.region_modules[0]}." if layer.region_modules else ""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not all(
-        name.startswith(first) for name, _ in layer.per_neuron
-    ):
+    norm = submodule(model, owners.pop()) if len(owners) == 1 else None
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return None
-    if norm.running_mean is None or norm.running_var is None:
-        return None
+    if layer.region.functions[0] != "batch_norm":
+        return augmented_weights(weight, bias)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
     shift = (shift if bias is None else shift + bias) * scale

@@ -139,7 +139,8 @@ def milder(model: nn.Module, layer: HiddenLayer, features: Features, refused: Ne
     cut = layer.width - len(refused.kept)
     widths = dict.fromkeys(layer.width - cut // part for part in (2, 4, 8))
     steps = [nominate_width(model, layer, features, one, "span") for one in widths if one < layer.width]
-    return [one for one in steps if isinstance(one, NeuronMerge) and len(one.kept) < layer.width]
+    distinct = {one.kept: one for one in steps if isinstance(one, NeuronMerge)}  # fewer than asked for may span all
+    return [one for kept, one in distinct.items() if kept != refused.kept and len(kept) < layer.width]
 
 
 def _neurons(

@@ -62,7 +62,7 @@ def split(net, shares=(0.3, -0.5)):
         producer, reader = getattr(wide, layer), getattr(wide, consumer)
         width = len(producer.weight)
         for module in (producer, *([wide.norm] if norm else [])):
-            for name, one in (*module.named_parameters(), *module.named_buffers()):
+            for one in (*module.parameters(), *module.buffers()):
                 if one.dim():
                     one.data = torch.cat([one.data, one.data])
         apart = reader.weight.data.unflatten(1, (width, -1))

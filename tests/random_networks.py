@@ -156,11 +156,23 @@ class Network:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def network(seed: int, *, planted: bool | None = None) -> Network:
-    """The network of a seed; three in five have something planted unless it is said."""
+def network(seed: int) -> Network:
+    """The network of a seed; three in five have something planted."""
     draw = Draw(seed)
-    planted = seed % 5 < 3 if planted is None else planted
-    settings = {
+    while True:
+        settings = _settings(draw)
+        data, held_out = _data(draw, settings, SAMPLES), _data(draw, settings, HELD_OUT)
+        model = _model(draw, settings)
+        _settle(model, data, train=settings["trained"], draw=draw)
+        if all(_varies(model, one) for one in (data, held_out)):
+            break
+    narrow = copy.deepcopy(model)
+    done = _plant(draw, model, data, draw.one_of([1, 1, 2])) if seed % 5 < 3 else ()
+    return Network(model, narrow, data, held_out, tuple(done), settings)
+
+
+def _settings(draw: Draw) -> dict[str, Any]:
+    return {
         "depth": draw.integer(1, 4),
         "activation": draw.one_of([*ACTIVATIONS, "mixed"]),
         "norm": draw.one_of(["", "", "before", "after"]),
@@ -176,12 +188,13 @@ def network(seed: int, *, planted: bool | None = None) -> Network:
         "inputs": draw.integer(2, 6),
         "outputs": draw.integer(1, 4),
     }
-    data, held_out = _data(draw, settings, SAMPLES), _data(draw, settings, HELD_OUT)
-    model = _model(draw, settings)
-    _settle(model, data, train=settings["trained"], draw=draw)
-    narrow = copy.deepcopy(model)
-    done = _plant(draw, model, data, draw.one_of([1, 1, 2])) if planted else ()
-    return Network(model, narrow, data, held_out, tuple(done), settings)
+
+
+@torch.no_grad()
+def _varies(model: nn.Module, data: Tensor) -> bool:
+    """Whether the outputs are more than a constant and rounding; of others a relative change says nothing."""
+    outputs = model(data)
+    return bool((outputs - outputs.mean(dim=0)).norm() > 1e-3 * outputs.norm())
 
 
 def _data(draw: Draw, settings: dict[str, Any], samples: int) -> Tensor:
@@ -264,8 +277,9 @@ def _sites(model: nn.Sequential) -> list[Site]:
 @torch.no_grad()
 def _plant(draw: Draw, model: nn.Sequential, data: Tensor, count: int) -> list[Planted]:
     names = {id(one): name for name, one in model.named_modules()}
-    kinds = [draw.one_of(["split", "null", "lifted"]) for _ in range(count)]
     sites = _sites(model)
+    possible = ["split", "null", "lifted"] if any(one.mergeable for one in sites) else ["split", "lifted"]
+    kinds = [draw.one_of(possible) for _ in range(count)]
     done: list[Planted] = []
     used: list[nn.Linear] = []
     for kind in sorted(kinds, key=["split", "null", "lifted"].index):  # what is lifted changes its name
@@ -273,7 +287,7 @@ def _plant(draw: Draw, model: nn.Sequential, data: Tensor, count: int) -> list[P
             linears = [(n, one) for n, one in model.named_modules() if isinstance(one, nn.Linear) and one not in used]
             done.append(Planted(kind, _lift(draw, model, data, *draw.one_of(linears)), 0, mergeable=True))
             break
-        free = [one for one in sites if one.mergeable or kind == "split"]
+        free = [one for one in sites if one.mergeable] if kind == "null" else sites
         if not free:
             continue
         site = draw.one_of(free)

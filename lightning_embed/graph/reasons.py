@@ -35,7 +35,6 @@ REASONS: dict[str, str] = {
     "consumers differ": "those that read the layer read different values of it, so no one refit serves them all",
     "values not finite": "the layer computes NaN or infinite values on the calibration data; look at data and weights",
     "too few samples": "the calibration data are too few to fit what would replace the merged part; give more",
-    "too wide": "condensation compares all pairs of neurons; use the span criterion for this layer",
     "frozen beside trainable": "the layer and its consumer would become one weight, but only one of them is trained; "
     "freeze or unfreeze both",
     "no consumer": "some of what is computed from the layer is used by no Linear or convolution that was seen",

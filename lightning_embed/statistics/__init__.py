@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_embed.statistics.affine import AffineFit, affine_fit, affine_fit_of_moments, tangent_fit
 from lightning_embed.statistics.condensation import (
-    MAX_NEURONS,
     amplitudes,
     augmented_weights,
     cosine_groups,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from lightning_embed.statistics.metrics import MinimalPearsonCorrelation
 
 __all__ = [
-    "MAX_NEURONS",
     "AffineFit",
     "MinimalPearsonCorrelation",
     "Moments",

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lightning_embed.errors import InputError
 
-# Linkage keeps all pairs in double precision: 0.3 GB and some seconds at this width, growing quadratically.
-MAX_NEURONS = 8192
+WHOLE = 8192  # neurons that are linked at once: their pairs take a gigabyte and some seconds, growing quadratically
+BLOCK = 256  # neurons that are compared with all others at a time
+MARGIN = 1e-5  # more than the rounding of a cosine in single precision
 
 
 def augmented_weights(weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -58,6 +59,12 @@ def cosine_similarity(vectors: Tensor) -> Tensor:
             [-1.,  1., nan],
             [nan, nan, nan]])
     """
+    directions = _directions(vectors)
+    return (directions @ directions.T).clamp(-1.0, 1.0)
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """Rows of length one; NaN where a row has no direction."""
     if vectors.ndim != 2 or not vectors.is_floating_point():
         raise InputError(
             f"`vectors` is {vectors.dtype} of shape {tuple(vectors.shape)}, expected a floating (neurons, entries)."
@@ -66,7 +73,7 @@ def cosine_similarity(vectors: Tensor) -> Tensor:
     # First to unit maximum: squares of very small weights would vanish.
     rows = rows / rows.abs().amax(dim=1, keepdim=True)
     rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return (rows @ rows.T).clamp(-1.0, 1.0)
+    return rows
 
 
 def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) -> list[list[int]]:
@@ -76,6 +83,13 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     $c_{ij} \ge$ threshold, so no chain of small angles joins distant directions. Groups of neurons with
     similar orientation are what a neuron-splitting embedding leaves (004, Sec. 5 and Fig. 5). The grouping
     does not change when a row is scaled by a positive number (with `absolute`, by any but 0).
+
+    It works in blocks: memory grows linearly with the number of neurons, time with its square. First come the
+    sets between which nothing is similar (the connected components of $c_{ij} \ge$ threshold); no group reaches
+    beyond one, so that linking each by itself gives the groups of all at once. In a set of more than 8192 neurons,
+    as under strong condensation, neuron after neuron joins the group in which its smallest similarity is
+    largest, if that reaches the threshold, and begins a group of its own otherwise: every two members are
+    similar then too, but there may be more groups than linkage would find.
 
     Args:
         vectors: augmented input weights, shape (neurons, entries).
@@ -87,7 +101,7 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
         neuron once. A zero or non-finite vector has no direction and is alone.
 
     Raises:
-        InputError: the threshold is outside [0, 1], not a floating matrix, or more than 8192 neurons.
+        InputError: the threshold is outside [0, 1], or not a floating matrix.
 
     >>> cosine_groups(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [-1.0, 0.0]]), 0.9)
     [[0, 2], [1], [3]]
@@ -96,28 +110,77 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     """
     if not 0.0 <= threshold <= 1.0:
         raise InputError(f"`threshold` is {threshold}; a similarity between 0 and 1 is needed.")
-    neurons = vectors.shape[0]
-    if neurons > MAX_NEURONS:
-        raise InputError(
-            f"`vectors` has {neurons} neurons; grouping compares all pairs and takes at most {MAX_NEURONS}. "
-            "Use the span criterion for wider layers."
-        )
-    from scipy.cluster.hierarchy import fcluster, linkage  # takes half a second to import
+    rows = _directions(vectors)
+    directed = torch.isfinite(rows).all(dim=1)
+    numbers = torch.nonzero(directed).flatten()
+    groups = [[neuron] for neuron in torch.nonzero(~directed).flatten().tolist()]
+    for part in _parts(rows[numbers], threshold, absolute):
+        group = _linked if len(part) <= WHOLE else _in_turn
+        members = numbers[part].tolist()
+        groups += [[members[at] for at in one] for one in group(rows[members], threshold, absolute)]
+    return sorted(groups)
 
-    similarity = cosine_similarity(vectors).double().cpu().numpy()
-    if absolute:
-        similarity = np.abs(similarity)
-    directed = np.flatnonzero(np.isfinite(np.diagonal(similarity)))
-    labels = -np.arange(neurons)  # those without a direction keep a label of their own
-    if len(directed) == 1:
-        labels[directed] = 1
-    elif len(directed) > 1:
-        upper = np.triu_indices(len(directed), k=1)
-        distances = 1.0 - similarity[np.ix_(directed, directed)][upper]
-        labels[directed] = fcluster(linkage(distances, "complete"), 1.0 - threshold, "distance")
+
+def _similarity(rows: Tensor, others: Tensor, absolute: bool) -> Tensor:
+    cosine = (rows @ others.T).clamp(-1.0, 1.0)
+    return cosine.abs() if absolute else cosine
+
+
+def _parts(rows: Tensor, threshold: float, absolute: bool) -> list[Tensor]:
+    """Sets of rows such that any two of different sets are less similar than the threshold.
+
+    They are the connected components of what is similar; a group of complete linkage never reaches beyond one.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, rows = len(rows), rows.float()
+    label = np.arange(count, dtype=np.int64)
+    for begin in range(0, count, BLOCK):
+        similar = _similarity(rows[begin : begin + BLOCK], rows[begin:], absolute) >= threshold - MARGIN
+        known = torch.from_numpy(label[begin:]).to(rows.device)
+        similar &= known[: len(similar), None] != known
+        one, other = (at.cpu().numpy() + begin for at in torch.nonzero(similar, as_tuple=True))
+        edges = coo_array((np.ones(len(one), dtype=bool), (label[one], label[other])), shape=(count, count))
+        label = connected_components(edges, directed=False)[1].astype(np.int64)[label]
+    order = torch.from_numpy(np.argsort(label, kind="stable")).to(rows.device)
+    return list(order.split(np.unique(label, return_counts=True)[1].tolist()))
+
+
+def _linked(rows: Tensor, threshold: float, absolute: bool) -> list[list[int]]:
+    """Complete linkage of all rows at once."""
+    if len(rows) < 2:
+        return [[0]]
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes half a second to import
+    from scipy.spatial.distance import squareform
+
+    distances = squareform(1.0 - _similarity(rows, rows, absolute).double().cpu().numpy(), checks=False)
+    return _by_label(fcluster(linkage(distances, "complete"), 1.0 - threshold, "distance").tolist())
+
+
+def _in_turn(rows: Tensor, threshold: float, absolute: bool) -> list[list[int]]:
+    """Row after row joins the group in which its worst similarity is best, if that reaches the threshold."""
+    label: list[int] = []
+    groups = 0
+    for begin in range(0, len(rows), BLOCK):
+        block = rows[begin : begin + BLOCK]
+        similarity = _similarity(block, rows[: begin + BLOCK], absolute)
+        worst = similarity.new_full((len(block), groups + len(block)), 2.0)
+        index = torch.tensor(label, dtype=torch.long, device=rows.device).expand(len(block), -1)
+        worst.scatter_reduce_(1, index, similarity[:, :begin], "amin")
+        for at in range(len(block)):
+            best = int(worst[at, :groups].argmax()) if groups else 0
+            if not groups or worst[at, best] < threshold:
+                best, groups = groups, groups + 1
+            label.append(best)
+            torch.minimum(worst[:, best], similarity[:, begin + at], out=worst[:, best])
+    return _by_label(label)
+
+
+def _by_label(labels: Sequence[int]) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
-    for neuron, label in enumerate(labels.tolist()):
-        groups.setdefault(label, []).append(neuron)
+    for at, label in enumerate(labels):
+        groups.setdefault(label, []).append(at)
     return list(groups.values())
 
 

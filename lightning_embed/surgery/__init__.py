@@ -4,6 +4,7 @@ from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.distill import distill
+from lightning_embed.surgery.export import export
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
@@ -25,6 +26,7 @@ __all__ = [
     "attach",
     "detach",
     "distill",
+    "export",
     "load_from_checkpoint",
     "measure",
     "merge",

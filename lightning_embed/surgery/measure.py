@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import Graph, HiddenLayer, input_weights, is_layer, legend
 from lightning_embed.statistics import (
-    MAX_NEURONS,
     augmented_weights,
     cosine_groups,
     minimal_pearson_correlation,
@@ -36,8 +35,7 @@ class LayerMeasurement:
         constant: number of neurons whose feature is constant on the data; they are left out of `mpc`.
         mpc: minimal Pearson correlation (NaN where every neuron is constant); None where pooling lies between pre and
             post.
-        width_cosine: neurons that condensation would keep; None where the neurons' functions differ, or where there
-            are too many of them to compare in pairs.
+        width_cosine: neurons that condensation would keep; None where the neurons' functions differ.
         width_span: neurons that the span criterion would keep.
         merge_neurons: why neurons may not be merged; empty when they may.
         merge_layer: why the layer may not be removed; empty when it may.
@@ -120,7 +118,7 @@ def _measure(
 ) -> LayerMeasurement:
     cosine = span = None
     if widths and features.finite:
-        vectors = condensation_vectors(model, layer) if layer.width <= MAX_NEURONS else None
+        vectors = condensation_vectors(model, layer)
         if vectors is not None and criteria.condensation is not None:
             cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))
         if criteria.span is not None:

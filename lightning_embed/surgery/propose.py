@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import HiddenLayer, Reason
 from lightning_embed.statistics import (
-    MAX_NEURONS,
     affine_fit,
     amplitudes,
     cosine_groups,
@@ -92,9 +91,7 @@ def nominate_neurons(
     keeps: dict[str, tuple[list[int], dict[str, float]]] = {}
     weight = consumer_weight(model, layer)
     refused: dict[str, str] = {}
-    if criteria.condensation is not None and layer.width > MAX_NEURONS:
-        refused["condensation"] = str(Reason("too wide", f"at most {MAX_NEURONS} neurons can be compared in pairs"))
-    elif criteria.condensation is not None:
+    if criteria.condensation is not None:
         vectors = condensation_vectors(model, layer)
         if vectors is not None:
             groups = cosine_groups(vectors, criteria.condensation, absolute=layer.odd)

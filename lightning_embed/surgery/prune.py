@@ -148,7 +148,7 @@ def prune(
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = _halves(model, data, call, output, seed)
-    before, size = look(_copy(model), fit, criteria or Criteria())
+    before, size = look(copy_of(model), fit, criteria or Criteria())
     if widths is None and budget is None:
         runs = [_run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)]
     elif widths is not None:
@@ -181,7 +181,7 @@ def _run(
     sizes: Sizes | None,
     seed: int,
 ) -> _Run:
-    pruned = _copy(model)
+    pruned = copy_of(model)
     plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, sizes=sizes, seed=seed)
     return pruned, plan, records
 
@@ -224,7 +224,7 @@ def measure(
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    copied = _copy(model)
+    copied = copy_of(model)
     return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
 
 
@@ -257,7 +257,7 @@ def propose(
     """
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    plan, _ = merge(_copy(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
+    plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
     return plan
 
 
@@ -287,7 +287,8 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
 
 
 @torch.inference_mode(mode=False)
-def _copy(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, or a clear error."""
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -320,7 +321,7 @@ def _halves(
         raise InputError(f"{lazy[0]} is lazy and has no shape yet; call the model once on a batch first.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
-        batches = _batches(data)
+        batches = batches_of(data)
     fit, decide = deal(record(model, batches, call=call, output=output))
     if not decide:
         raise InputError(
@@ -330,7 +331,7 @@ def _halves(
     return fit, decide
 
 
-def _batches(data: Any) -> list[Any]:
+def batches_of(data: Any) -> list[Any]:
     """Batches of together about `MAX_SAMPLES` samples, of a tensor at least two."""
     if isinstance(data, Tensor):
         batches: list[Any] = (

@@ -13,6 +13,7 @@ from lightning_embed.errors import InputError
 from lightning_embed.statistics import (
     amplitudes,
     augmented_weights,
+    condensation,
     cosine_groups,
     cosine_similarity,
     representatives,
@@ -89,6 +90,65 @@ def test_no_chain_joins_distant_directions():
     assert max(len(group) for group in groups) <= 3
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """Sizes at which few neurons are many."""
+    monkeypatch.setattr(condensation, "WHOLE", 30)
+    monkeypatch.setattr(condensation, "BLOCK", 5)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(5))
+def test_in_parts_the_groups_are_those_of_all_at_once(narrow, seed, absolute, dtype):
+    vectors = condensed(neurons=60, directions=12, noise=0.4, seed=seed, dtype=dtype)
+    rows = condensation._directions(vectors)
+    assert 1 < max(len(part) for part in condensation._parts(rows, 0.9, absolute)) <= 30
+    assert cosine_groups(vectors, 0.9, absolute=absolute) == condensation._linked(rows, 0.9, absolute)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(("noise", "threshold"), [(0.01, 0.9), (0.5, 0.3), (2.0, 0.0)])
+def test_in_a_part_that_is_too_large_every_two_members_of_a_group_are_similar(narrow, noise, threshold, absolute):
+    vectors = condensed(neurons=100, directions=3, noise=noise)
+    groups = cosine_groups(vectors, threshold, absolute=absolute)
+    assert groups == cosine_groups(vectors, threshold, absolute=absolute)
+    assert sorted(itertools.chain(*groups)) == list(range(100))
+    assert groups == sorted(groups)
+    similarity = cosine_similarity(vectors)
+    similarity = similarity.abs() if absolute else similarity
+    assert min(similarity[i, j] for group in groups for i in group for j in group) >= threshold
+    if noise == 0.01:  # three directions far apart, with either sign
+        assert len(groups) == (3 if absolute else 6)
+
+
+def slowly_in_turn(similarity, threshold):
+    groups = []
+    for neuron in range(len(similarity)):
+        worst = [min(similarity[neuron, one] for one in group) for group in groups]
+        if worst and max(worst) >= threshold:
+            groups[worst.index(max(worst))].append(neuron)
+        else:
+            groups.append([neuron])
+    return groups
+
+
+def test_neurons_in_turn_join_the_group_in_which_their_smallest_similarity_is_largest(narrow):
+    vectors = condensed(neurons=100, directions=3, noise=0.5)
+    rows = condensation._directions(vectors)
+    assert condensation._in_turn(rows, 0.4, False) == slowly_in_turn(cosine_similarity(vectors), 0.4)
+
+
+@pytest.mark.parametrize("directions", [1, 40])
+def test_beyond_8192_neurons(directions):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(directions, 8, generator=generator)
+    index = torch.randint(directions, (9000,), generator=generator)
+    vectors = base[index] + 0.01 * torch.randn(9000, 8, generator=generator)
+    groups = cosine_groups(vectors, 0.97)
+    assert groups == sorted(torch.nonzero(index == one).flatten().tolist() for one in range(directions))
+
+
 def test_scaling_changes_nothing():
     vectors = condensed()
     scale = torch.linspace(0.1, 9, 40, dtype=torch.float64)[:, None]
@@ -119,8 +179,6 @@ def test_refusals():
     for threshold in (-0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="`threshold`"):
             cosine_groups(vectors, threshold)
-    with pytest.raises(InputError, match="at most 8192"):
-        cosine_groups(torch.ones(8193, 1), 0.9)
     for wrong in (torch.ones(3), torch.ones(3, 2).long()):
         with pytest.raises(InputError, match="`vectors`"):
             cosine_groups(wrong, 0.9)

@@ -309,7 +309,7 @@ def test_tolerances_that_mean_nothing_are_refused(options):
         (mlp(3, 4, 2), [data(1)], "single calibration sample"),
         (mlp(3, 4, 2), 7, "data must be"),
         (mlp(3, 4, 2), "digits", "data must be"),
-        (nn.Sequential(nn.Conv1d(1, 1, 1)), torch.zeros(4, 1, 3), "no nn.Linear"),
+        (nn.Sequential(nn.ReLU()), torch.zeros(4, 3), "no nn.Linear"),
         ("net", data(), "torch.nn.Module"),
         (mlp(3, 4, 2), data() * float("nan"), "NaN or infinite"),
         (mlp(3, 4, 2), data().float(), "call="),

@@ -38,7 +38,7 @@ def run(data: Mnist, seeds: range) -> list[dict]:
 
 
 def _condensed(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[nn.Sequential, int, list[list[int]]]:
-    """Train on all images at once: the neurons fall into one group, which then parts; stop at about as many as wanted."""
+    """Train on all images at once: neurons fall into one group, which then parts; stop at about as many as wanted."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
     for parameter in net.parameters():

@@ -8,6 +8,7 @@ from lightning_embed.graph.layout import (
     input_weights,
     is_layer,
     output_layout,
+    patches,
 )
 from lightning_embed.graph.reasons import REASONS, Reason, legend
 
@@ -24,4 +25,5 @@ __all__ = [
     "legend",
     "observe",
     "output_layout",
+    "patches",
 ]

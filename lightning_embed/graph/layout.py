@@ -92,6 +92,35 @@ def input_weights(consumer: Layer, neurons: int) -> Tensor:
     return consumer.weight.detach().reshape(len(consumer.weight), neurons, -1)
 
 
+def patches(inputs: Tensor, convolution: Convolution, outputs: Tensor, rows: Tensor) -> Tensor:
+    """What a convolution reads for some of its output positions.
+
+    Args:
+        inputs: shape (samples, channels, …).
+        convolution: without groups.
+        outputs: what it puts out, shape (samples, its channels, …).
+        rows: numbers of rows of `output_layout(convolution).rows(outputs)`.
+
+    Returns:
+        Shape (len(rows), channels · taps of the kernel), as `convolution.weight.flatten(1)` multiplies it.
+
+    >>> conv = nn.Conv1d(1, 1, 2)
+    >>> given = torch.tensor([[[1.0, 2.0, 3.0]]])
+    >>> patches(given, conv, conv(given), torch.tensor([1]))
+    tensor([[2., 3.]])
+    """
+    mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
+    padded = nn.functional.pad(inputs, convolution._reversed_padding_repeated_twice, mode).movedim(1, -1)
+    sample, *places = torch.unravel_index(rows, (len(outputs), *outputs.shape[2:]))
+    taps = len(places)
+    at = [sample.reshape(-1, *(1,) * taps)]
+    ways = zip(places, convolution.kernel_size, convolution.stride, convolution.dilation, strict=True)
+    for dim, (place, size, stride, dilation) in enumerate(ways):
+        reach = dilation * torch.arange(size, device=rows.device)
+        at.append((place[:, None] * stride + reach).reshape(-1, *(size if one == dim else 1 for one in range(taps))))
+    return padded[tuple(at)].movedim(-1, 1).flatten(1)
+
+
 def pads_zeros(consumer: Layer) -> bool:
     """Whether a consumer also reads zeros that are no values of its neurons, so that no bias replaces a constant.
 

@@ -257,9 +257,9 @@ def _without(
 
 def _correct(model: nn.Module, step: Reconstruction, applied: Applied) -> None:
     for name, change, bias_change in zip(step.layers, step.weights, step.biases, strict=True):
-        linear = _linear(model, name)
+        linear = _layer(model, name)
         _require(change.shape == linear.weight.shape, name, f"its weight is {tuple(linear.weight.shape)}")
-        _require(bias_change.shape == linear.weight.shape[:1], name, f"it has {linear.out_features} outputs")
+        _require(bias_change.shape == linear.weight.shape[:1], name, f"it has {len(linear.weight)} outputs")
         for tensor, addition in (("weight", change), ("bias", bias_change)):
             old = getattr(linear, tensor)
             if old is not None:

@@ -63,10 +63,15 @@ def thinned(value: Tensor, cap: int, layout: Layout = Layout(-1)) -> Tensor:  # 
     A copy, because an activation in place may come next.
     """
     rows = layout.rows(value)
-    step = max(1, -(-len(rows) // cap))
-    while step > 1 and math.gcd(step, len(rows)) > 1:  # every column of an image has its turn
+    return rows[:: stride(len(rows), cap)].clone()
+
+
+def stride(rows: int, cap: int) -> int:
+    """The step by which so many rows are thinned to about `cap`, such that every column of an image has its turn."""
+    step = max(1, -(-rows // cap))
+    while step > 1 and math.gcd(step, rows) > 1:
         step += 1
-    return rows[::step].clone()
+    return step
 
 
 @contextmanager

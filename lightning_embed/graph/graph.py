@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
+from lightning_embed.graph.flows import Flow, Site, follow, is_quantized, static_refusals
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Probe, Region, same
@@ -180,7 +180,8 @@ def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
 
 def _graph(model: nn.Module, evaluated: Sequence[Observation], trained: Sequence[Observation], failure: str) -> Graph:
     plain = static_refusals(model, [*evaluated, *trained])
-    names = [canonical_name(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [(n, one) for n, one in model.named_modules() if isinstance(one, nn.Linear) or is_quantized(one)]
+    names = [canonical_name(name) for name, _ in linears]
     layers, refused = [], {}
     for name in dict.fromkeys(names):
         found = _layer(model, name, plain, evaluated, trained, failure)
@@ -213,6 +214,8 @@ def _layer(
         return Reason("differs in train mode", f"read by {', '.join(in_training.consumers)}")
     named = tensors_by_name(model)
     site = flow.sites[0]
+    if not site.call.pre.is_floating_point() or not site.call.pre.shape[-1]:
+        return Reason("not measurable", f"{site.call.pre.shape[-1]} neurons of {site.call.pre.dtype}")
     probe = Probe(site.region, named, site.call.pre)
     try:
         reason = probe.refusal(site.given)

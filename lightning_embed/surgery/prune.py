@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import observe
 from lightning_embed.surgery.check import Check
+from lightning_embed.surgery.copying import copy_of, lazy_refused
+from lightning_embed.surgery.edit import parameter_count
 from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import Sizes, merge
 from lightning_embed.surgery.plan import Criteria, Plan, Record, Tolerance, records_table
@@ -127,11 +128,12 @@ def prune(
     >>> result.size[1].hidden_layers, result.size[1].parameters
     (0, 8)
     """
+    _check_types(criteria=criteria, tolerance=tolerance, call=call, output=output, seed=seed)
     check_sizes(widths, budget)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = _halves(model, data, call, output, seed)
-    before, size = look(_copy(model), fit, criteria or Criteria())
+    before, size = look(copy_of(model), fit, criteria or Criteria())
     if widths is None and budget is None:
         runs = [_run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)]
     elif widths is not None:
@@ -150,6 +152,17 @@ def prune(
     return Result(pruned, tuple(records), plan, before, after, (size, smaller))
 
 
+def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, output: Any = None) -> None:
+    for name, value, kind in (("criteria", criteria, Criteria), ("tolerance", tolerance, Tolerance)):
+        if value is not None and not isinstance(value, kind):
+            raise InputError(f"{name} must be a lightning_embed.{kind.__name__} or None, got {value!r}.")
+    for name, value in (("call", call), ("output", output)):
+        if value is not None and not callable(value):
+            raise InputError(f"{name} must be a function or None, got {value!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
+
+
 _NOTHING = Criteria(linearization=None, condensation=None, span=None)
 _LINEAR = Criteria(condensation=None, span=None)
 _Run = tuple[nn.Module, Plan, list[Record]]
@@ -164,7 +177,7 @@ def _run(
     sizes: Sizes | None,
     seed: int,
 ) -> _Run:
-    pruned = _copy(model)
+    pruned = copy_of(model)
     plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, sizes=sizes, seed=seed)
     return pruned, plan, records
 
@@ -172,7 +185,7 @@ def _run(
 def _best(model: nn.Module, decide: Sequence[Tape], runs: Sequence[_Run]) -> _Run:
     """Of runs towards one size the smallest model; of models about as small the one whose outputs differ least."""
     check = Check(model, decide, None)
-    sizes = [sum(one.numel() for one in run[0].parameters()) for run in runs]
+    sizes = [parameter_count(run[0]) for run in runs]
     near = [run for run, size in zip(runs, sizes, strict=True) if size <= 1.1 * min(sizes)]
     return min(near, key=lambda run: check.effect(run[0]).change)
 
@@ -205,9 +218,10 @@ def measure(
     >>> found.layers[0].width, round(found.layers[0].mpc, 6), found.linear_layers(0.99)
     (3, 1.0, 1)
     """
+    _check_types(criteria=criteria, call=call, seed=seed)
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    copied = _copy(model)
+    copied = copy_of(model)
     return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
 
 
@@ -238,9 +252,10 @@ def propose(
     >>> print(propose(net, torch.linspace(-1, 1, 64).reshape(32, 2)))
     1. merge layer 0 (3 neurons) into 2  [mpc 1, fit weighted]
     """
+    _check_types(criteria=criteria, call=call, seed=seed)
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
-    plan, _ = merge(_copy(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
+    plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
     return plan
 
 
@@ -256,7 +271,7 @@ def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return Size(
-        parameters=sum(one.numel() for one in model.parameters()),
+        parameters=parameter_count(model),
         hidden_layers=measurement.depth,
         neurons=sum(one.width for one in measurement.layers),
         flops=round(counter.get_total_flops() / max(1, tape.samples)),
@@ -267,17 +282,6 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
     """Measurement and size of a model as it is, on recorded tapes."""
     measurement = measure_layers(model, observe(model, tapes), tapes, criteria)
     return measurement, size_of(model, tapes[0], measurement)
-
-
-@torch.inference_mode(mode=False)
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Take what it keeps on itself "
-            "from earlier calls (features, graphs, open files) off it first."
-        ) from error
 
 
 def _halves(
@@ -297,13 +301,11 @@ def _halves(
     empty = [name for name, one in model.named_parameters() if one.is_meta]
     if empty:
         raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
-    lazy = [name for name, one in model.named_parameters() if nn.parameter.is_lazy(one)]
-    if lazy:
-        raise InputError(f"{lazy[0]} is lazy and has no shape yet; call the model once on a batch first.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
         batches = _batches(data)
-    fit, decide = deal(record(model, batches, call=call, output=output))
+    with lazy_refused(model):
+        fit, decide = deal(record(model, batches, call=call, output=output))
     if not decide:
         raise InputError(
             "data holds a single calibration sample; one half of the data fits and the other half decides, "
@@ -321,13 +323,15 @@ def _batches(data: Any) -> list[Any]:
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         batches, samples = [], 0
         for batch in data:
+            if _samples(batch) == 0:
+                continue
             batches.append(batch)
             samples += _samples(batch)
             if samples >= MAX_SAMPLES:
                 break
     else:
         raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
-    if sum(_samples(batch) for batch in batches) == 0:
+    if not any(map(_samples, batches)):
         raise InputError("data is empty: there is no calibration sample to measure anything on.")
     return batches
 

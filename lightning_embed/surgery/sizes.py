@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer
 from lightning_embed.statistics import span_order
-from lightning_embed.surgery.edit import submodule
+from lightning_embed.surgery.edit import parameter_count, submodule
 from lightning_embed.surgery.features import Features, output_gradients
 from lightning_embed.tape import Tape
 from lightning_embed.tape.tape import tensors_by_name
@@ -28,7 +28,7 @@ def check_sizes(widths: Mapping[str, int] | None, budget: float | None) -> None:
     """
     if widths is not None and budget is not None:
         raise InputError("widths= and budget= both say how small the model shall be; give one of them.")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0.0 < budget <= 1.0):
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1):
         raise InputError(f"budget must be a share of the parameters, above 0 and at most 1, got {budget!r}.")
     if widths is None:
         return
@@ -165,7 +165,7 @@ class _Parameters:
                 scaled[f"{name}.bias"] = own
         scaled.update({tensor: (one.name,) for one in layers for tensor, _ in one.per_neuron})
         self._scaled = [(named[name].numel(), by) for name, by in scaled.items() if name in named and by]
-        self._fixed = sum(one.numel() for one in model.parameters()) - sum(size for size, _ in self._scaled)
+        self._fixed = parameter_count(model) - sum(size for size, _ in self._scaled)
 
     def __call__(self, widths: Mapping[str, int]) -> int:
         return self._fixed + sum(

@@ -140,7 +140,7 @@ def output_gradients(
             leaves.update({key: [] for key in keys})
             total = signed_total(replay(model, tape, grad=True), generator)
             every = [leaf for key in keys for leaf in leaves[key]]
-            if total.requires_grad:
+            if total.requires_grad and every:
                 gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
             else:
                 gradients = iter([torch.zeros_like(leaf) for leaf in every])

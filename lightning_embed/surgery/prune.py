@@ -134,20 +134,14 @@ def prune(
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = _halves(model, data, call, output, seed)
     before, size = look(copy_of(model), fit, criteria or Criteria())
-    if widths is None and budget is None:
-        runs = [_run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)]
-    elif widths is not None:
-        runs = [_run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)]
-    else:
-        assert budget is not None
-        wanted = math.floor(budget * size.parameters)
+    if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        runs = [
-            _run(model, fit, decide, nominating, tolerance, shared(wanted, evenly=evenly), seed)
-            for nominating in (_NOTHING, _LINEAR)[: 1 + linear]
-            for evenly in (False, True)
-        ]
-    pruned, plan, records = _best(model, decide, runs) if len(runs) > 1 else runs[0]
+        wanted = math.floor(budget * size.parameters)
+        pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
+    elif widths is not None:
+        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
+    else:
+        pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
     after, smaller = look(pruned, fit, criteria or Criteria())
     return Result(pruned, tuple(records), plan, before, after, (size, smaller))
 
@@ -182,12 +176,32 @@ def _run(
     return pruned, plan, records
 
 
-def _best(model: nn.Module, decide: Sequence[Tape], runs: Sequence[_Run]) -> _Run:
-    """Of runs towards one size the smallest model; of models about as small the one whose outputs differ least."""
+def _within(
+    parameters: int,
+    model: nn.Module,
+    fit: Sequence[Tape],
+    decide: Sequence[Tape],
+    tolerance: Tolerance | None,
+    seed: int,
+    *,
+    linear: bool,
+) -> _Run:
+    """Of runs towards a number of parameters that reach it the one whose outputs differ least, else the smallest."""
+    runs: list[_Run] = []
+    refusals: list[InputError] = []
+    for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
+        for evenly in (False, True):
+            try:
+                runs.append(_run(model, fit, decide, criteria, tolerance, shared(parameters, evenly=evenly), seed))
+            except InputError as error:  # one way may lead there where another does not
+                refusals.append(error)
+    if not runs:
+        raise refusals[0]
     check = Check(model, decide, None)
-    sizes = [parameter_count(run[0]) for run in runs]
-    near = [run for run, size in zip(runs, sizes, strict=True) if size <= 1.1 * min(sizes)]
-    return min(near, key=lambda run: check.effect(run[0]).change)
+    reached = [run for run in runs if parameter_count(run[0]) <= parameters]
+    if reached:
+        return min(reached, key=lambda run: check.effect(run[0]).change)
+    return min(runs, key=lambda run: parameter_count(run[0]))
 
 
 def measure(

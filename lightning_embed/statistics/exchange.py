@@ -64,7 +64,7 @@ class _Sweeps:
     def __init__(self, gram: Tensor, weight: Tensor, floor: Tensor, kept: list[int]) -> None:
         self.table, self.weight, self.floor = gram, weight, floor
         self.out = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
-        self.kept: list[int] = []
+        self.count, self.kept = len(kept), list[int]()
         for neuron in kept:
             if gram[neuron, neuron] > floor[neuron]:
                 self._sweep(neuron)
@@ -75,11 +75,30 @@ class _Sweeps:
         self.left = torch.zeros_like(weight).masked_scatter(self.out.expand_as(weight), self.left)
 
     def improve(self) -> tuple[int, ...]:
-        """Rounds of swaps until none helps."""
+        """The best in place of those that add nothing, then rounds of swaps until none helps."""
+        for _ in self.idle:
+            gain = self._gain(self.left, torch.where(self.out, self.table.diagonal(), 0.0))
+            if gain.amax() <= 0:
+                break
+            self.kept.append(int(gain.argmax()))
+            self._put_in(self.kept[-1], self.left)
         for _ in range(_ROUNDS):
             if not sum([self._swap(neuron) for neuron in list(self.kept)]):
                 break
-        return tuple(sorted([*self.kept, *self.idle]))
+        spare = [neuron for neuron in (*self.idle, *range(len(self.table))) if neuron not in self.kept]
+        chosen = dict.fromkeys([*self.kept, *spare])
+        return tuple(sorted(list(chosen)[: self.count]))
+
+    def _gain(self, left: Tensor, variance: Tensor) -> Tensor:
+        """What each neuron would take from the error, given W R and the diagonal of R."""
+        return torch.where(variance > self.floor, left.square().sum(dim=0) / variance, 0.0)
+
+    def _put_in(self, neuron: int, left: Tensor) -> None:
+        column = torch.where(self.out, self.table[neuron], 0.0)
+        self.left = torch.addr(left, self.weight @ column, column / self.table[neuron, neuron], alpha=-1.0)
+        self._sweep(neuron)
+        self.out[neuron] = False
+        self.left[:, neuron] = 0.0
 
     def _sweep(self, neuron: int, sign: float = 1.0) -> None:
         row = self.table[neuron].clone()
@@ -101,16 +120,12 @@ class _Sweeps:
         left = torch.addr(self.left, read, direction / inverse)
         diagonal = torch.where(self.out, self.table.diagonal() + row.square() / inverse, 0.0)
         diagonal[neuron] = 1.0 / inverse
-        gain = torch.where(diagonal > self.floor, left.square().sum(dim=0) / diagonal, 0.0)
+        gain = self._gain(left, diagonal)
         best = int(gain.argmax())
         if best == neuron or gain[best] <= gain[neuron] * (1 + _GAIN):
             return False
         self._sweep(neuron, sign=-1.0)
         self.out[neuron] = True
-        column = torch.where(self.out, self.table[best], 0.0)
-        self.left = torch.addr(left, self.weight @ column, column / self.table[best, best], alpha=-1.0)
-        self._sweep(best)
-        self.out[best] = False
-        self.left[:, best] = 0.0
+        self._put_in(best, left)
         self.kept[self.kept.index(neuron)] = best
         return True

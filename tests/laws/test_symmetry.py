@@ -135,7 +135,7 @@ def run(x, w_in, b_in, w_out, dims):
     return convolve(hidden, w_out, padding=1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(convolutions(), st.data())
 def test_splitting_a_channel_preserves_the_output_and_merging_undoes_it(case, data):
     w_in, b_in, w_out, x, dims = case

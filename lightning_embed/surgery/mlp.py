@@ -76,6 +76,7 @@ def mlp(theta: Theta, activation: nn.Module) -> nn.Sequential:
     Raises:
         InputError: the layers of θ do not fit each other.
 
+    >>> import torch
     >>> net = mlp(((torch.ones(2, 1), torch.zeros(2)), (torch.ones(1, 2), torch.zeros(1))), nn.ReLU())
     >>> net(torch.tensor([3.0])).item()
     6.0

@@ -5,7 +5,6 @@ from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_ch
 from lightning_embed.surgery.embed import deepen, widen
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
-from lightning_embed.surgery.mlp import mlp, theta_of
 from lightning_embed.surgery.plan import (
     Criteria,
     LayerMerge,
@@ -16,6 +15,7 @@ from lightning_embed.surgery.plan import (
     records_table,
 )
 from lightning_embed.surgery.prune import Result, Size, measure, propose, prune
+from lightning_embed.surgery.sequential import mlp, theta_of
 
 __all__ = [
     "KEY",

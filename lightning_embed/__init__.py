@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
 from lightning_embed.operators import (
+    Embedding,
     add_null_neurons,
+    compatible_embedding,
     drop_null_neurons,
     lift_layer,
     merge_layers,
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Criteria",
+    "Embedding",
     "EmbeddingError",
     "InputError",
     "Measurement",
@@ -51,6 +54,7 @@ __all__ = [
     "add_null_neurons",
     "apply",
     "attach",
+    "compatible_embedding",
     "detach",
     "drop_null_neurons",
     "lift_layer",

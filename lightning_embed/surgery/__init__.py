@@ -4,6 +4,7 @@ from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
+from lightning_embed.surgery.mlp import mlp, theta_of
 from lightning_embed.surgery.plan import (
     Criteria,
     LayerMerge,
@@ -33,8 +34,10 @@ __all__ = [
     "load_from_checkpoint",
     "measure",
     "merge",
+    "mlp",
     "propose",
     "prune",
     "read_architecture",
     "records_table",
+    "theta_of",
 ]

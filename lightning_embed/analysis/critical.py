@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.analysis.polish import gradient_sizes, newton
+from lightning_embed.analysis.polish import CRITICAL, NEAR, gradient_sizes, newton, runs_away
 from lightning_embed.analysis.risk import Data, Loss, Risk
 from lightning_embed.errors import InputError
 
-CRITICAL = 1e-12  # L1 norm of the gradient, at most, of a polished point
+EPSILON = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ def find_critical_point(
 ) -> CriticalPoint:
     r"""Find a critical point of the empirical risk near a gradient descent from the model's weights.
 
-    Full-batch gradient descent in float64; its point of the least $\|\nabla R_S\|_1$ is the candidate (000, App. C (1)),
-    for descent is slow exactly where the gradient is small. It is polished by Levenberg-Marquardt steps on
+    Full-batch gradient descent in float64; its point of the least $\|\nabla R_S\|_1$ is the candidate (000, App. C
+    (1)), for descent is slow exactly where the gradient is small. It is polished by Levenberg-Marquardt steps on
     ∇R_S(θ) = 0 (scipy) and Newton steps of least norm, θ - H⁺∇R_S. Saddle points are found as well as minima.
 
     Args:
@@ -66,21 +68,62 @@ def find_critical_point(
     """
     risk = Risk(model, loss, data)
     candidate, step = _descend(risk, steps, rate)
-    point = _polish(risk, candidate)
+    early = _levenberg_marquardt(risk, candidate)
+    point = newton(risk, early[None])[0]
     before, after = gradient_sizes(risk, torch.stack([candidate, point])).tolist()
+    grown = f"the norm of the parameters went from {candidate.norm():.3g} to {point.norm():.3g}"
+    if not after <= CRITICAL:
+        raise InputError(
+            f"no critical point found: the L1 norm of the gradient went from {before:.1e} (step {step}) to "
+            f"{after:.1e}, above {CRITICAL:.0e}, and {grown}. If they grew, the loss may fall towards infinity; else "
+            "train longer (steps=), or start from other weights"
+        )
+    if runs_away(point[None], early[None]).item():
+        raise InputError(
+            f"the point runs away: {grown} and still grew while the gradient fell to {after:.1e}. The loss falls "
+            "towards infinity and has no critical point here; start from other weights, or change the data or the loss"
+        )
     moved = float((point - candidate).norm())
-    check_settled(candidate, point, after)
     return CriticalPoint(risk.module(point), risk.value(point).item(), after, step, before, moved)
 
 
 def _descend(risk: Risk, steps: int, rate: float) -> tuple[Tensor, int]:
     """The point of the least L1 gradient of a gradient descent, and its step."""
-    point = risk.point[None]
-    best, best_size, best_step = point, float("inf"), 0
+    point = risk.point
+    best, best_size, best_step = point, math.inf, 0
     for step in range(steps + 1):
-        gradient = risk.gradients(point)
+        here = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(risk.value(here), here)
         size = gradient.abs().sum().item()
+        if not math.isfinite(size):
+            raise InputError(f"the descent diverged at step {step}; lower rate={rate}")
         if size < best_size:
             best, best_size, best_step = point, size, step
         point = point - rate * gradient
-    return best[0], best_step
+    return best, best_step
+
+
+def _levenberg_marquardt(risk: Risk, candidate: Tensor) -> Tensor:
+    """The first point near a critical one that MINPACK's Levenberg-Marquardt on ∇R = 0 tries, or its last.
+
+    Later ones drift along the zero eigenvalues, whose rounding it takes for curvature.
+    """
+    from scipy.optimize import least_squares
+
+    near: list[Tensor] = []
+
+    def tensor(point: Any) -> Tensor:
+        return torch.tensor(point, dtype=candidate.dtype, device=candidate.device)
+
+    def gradient(point: Any) -> Any:
+        found = risk.gradient(tensor(point))
+        if not near and found.abs().sum() <= NEAR:
+            near.append(tensor(point))
+        return found.cpu().numpy()
+
+    def hessian(point: Any) -> Any:
+        return risk.hessian(tensor(point)).cpu().numpy()
+
+    start = candidate.cpu().numpy()
+    result = least_squares(gradient, start, hessian, method="lm", xtol=EPSILON, ftol=EPSILON, gtol=EPSILON)
+    return near[0] if near else tensor(result.x)

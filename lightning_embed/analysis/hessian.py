@@ -53,6 +53,7 @@ def hessian(model: nn.Module, loss: Loss, data: Data) -> Hessian:
 
     The model x ↦ a w x at a = 2, w = 1 with the loss (f - 3)² at x = 1:
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
     >>> for layer, value in zip(model, (1.0, 2.0)):
     ...     _ = nn.init.constant_(layer.weight, value)
@@ -79,7 +80,7 @@ def hessian_parts(risk: Risk, theta: Tensor) -> Hessian:
         return result
 
     outputs = risk.outputs(theta)
-    slopes, curve = vjp(slope, outputs)
+    slopes, curve = vjp(slope, outputs)[:2]
     features = jacobian(risk.outputs, theta)
     curved = vmap(lambda column: curve(column.view_as(outputs))[0].flatten(), in_dims=1)(features)
     weighted = grad(lambda point: (slopes * risk.outputs(point)).sum())

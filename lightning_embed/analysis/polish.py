@@ -1,4 +1,4 @@
-"""From near a critical point onto it, for many points at once."""
+"""From near critical points onto them, for many points at once; and which of them only run away."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from torch.func import vmap
 
 from lightning_embed.analysis.risk import Risk
 
+CRITICAL = 1e-12  # L1 norm of the gradient, at most, at a polished point
+NEAR = 1e-8  # the same, where Newton steps take over from damped ones
+GROWTH = 0.01  # by which share a point may grow between the two
 NEWTON_STEPS = 20
 ROUNDING = 1e-11  # of the largest eigenvalue: Newton steps along smaller ones would be noise
 
 
 def gradient_sizes(risk: Risk, points: Tensor) -> Tensor:
-    """L1 norms of the gradients, shape (points,); see `lightning_embed.statistics.gradient_l1`."""
-    gradients: Tensor = vmap(risk.gradient)(points)
-    return gradients.abs().sum(dim=1)
+    """L1 norms of the gradients at points of shape (points, parameters); shape (points,)."""
+    return risk.gradients(points).abs().sum(dim=1)
 
 
 def newton(risk: Risk, points: Tensor) -> Tensor:
@@ -28,17 +30,17 @@ def newton(risk: Risk, points: Tensor) -> Tensor:
     Returns:
         The points after the steps, none with a larger L1 gradient than before.
     """
-    sizes = gradient_sizes(risk, points)
+    gradients = risk.gradients(points)
     for _ in range(NEWTON_STEPS):
-        hessians, gradients = vmap(risk.hessian)(points), vmap(risk.gradient)(points)
+        hessians = vmap(risk.hessian)(points)
         steps = torch.linalg.lstsq(hessians, gradients[:, :, None], rcond=ROUNDING, driver="gelsd").solution[:, :, 0]
         moved = points - steps
-        moved_sizes = gradient_sizes(risk, moved)
-        better = moved_sizes < sizes
+        moved_gradients = risk.gradients(moved)
+        better = moved_gradients.abs().sum(1, keepdim=True) < gradients.abs().sum(1, keepdim=True)
         if not better.any():
             break
-        points = torch.where(better[:, None], moved, points)
-        sizes = torch.where(better, moved_sizes, sizes)
+        points = torch.where(better, moved, points)
+        gradients = torch.where(better, moved_gradients, gradients)
     return points
 
 
@@ -47,7 +49,7 @@ def levenberg_marquardt(risk: Risk, points: Tensor, steps: int) -> Tensor:
 
     The step minimises $\|H s + \nabla R\|^2 + \mu \|s\|^2$: $s = -Q\,\lambda/(\lambda^2+\mu)\,Q^\top \nabla R$ for
     $H = Q \lambda Q^\top$. It is taken, and μ divided by 4, where it shrinks the gradient's L2 norm; else μ grows
-    fourfold. Unlike descent it comes to rest at critical points of every index, saddles too.
+    fourfold. Unlike descent it comes to rest at critical points of every index, saddle points too.
 
     Args:
         risk: the risk.
@@ -55,17 +57,42 @@ def levenberg_marquardt(risk: Risk, points: Tensor, steps: int) -> Tensor:
         steps: how many steps to try.
 
     Returns:
-        The points after the steps.
+        The points after the steps. Each rests as soon as the L1 norm of its gradient is at most `NEAR`: further damped
+        steps would drift along the zero eigenvalues, whose rounding they take for curvature.
     """
-    gradients = vmap(risk.gradient)(points)
-    damping = gradients.norm(dim=1, keepdim=True) ** 2
+    gradients = risk.gradients(points)
+    damping = gradients.square().sum(dim=1, keepdim=True)
     for _ in range(steps):
         values, vectors = torch.linalg.eigh(vmap(risk.hessian)(points))
-        along = (vectors.mT @ gradients[:, :, None])[:, :, 0] * values / (values**2 + damping)
+        along = (vectors.mT @ gradients[:, :, None])[:, :, 0] * values / (values.square() + damping)
         moved = points - (vectors @ along[:, :, None])[:, :, 0]
-        moved_gradients = vmap(risk.gradient)(moved)
-        better = moved_gradients.norm(dim=1, keepdim=True) < gradients.norm(dim=1, keepdim=True)
+        moved_gradients = risk.gradients(moved)
+        far = gradients.abs().sum(dim=1, keepdim=True) > NEAR
+        if not far.any():
+            break
+        better = far & (moved_gradients.norm(dim=1, keepdim=True) < gradients.norm(dim=1, keepdim=True))
         points = torch.where(better, moved, points)
         gradients = torch.where(better, moved_gradients, gradients)
         damping = torch.where(better, damping / 4, damping * 4)
     return points
+
+
+def runs_away(points: Tensor, early: Tensor) -> Tensor:
+    """Whether points are on a way to infinity, along which the gradient vanishes, instead of at critical points.
+
+    On such a way the parameters grow by the same share for every further factor by which the gradient falls; a
+    critical point no longer moves.
+
+    Args:
+        points: where the gradient is at most `CRITICAL`, shape (points, parameters).
+        early: the same points when it had fallen to `NEAR`.
+
+    Returns:
+        One truth value a point.
+
+    >>> runs_away(torch.tensor([[28.0], [3.0]]), torch.tensor([[19.0], [3.0]])).tolist()
+    [True, False]
+    """
+    size, before, moved = (vectors.norm(dim=1) for vectors in (points, early, points - early))
+    result: Tensor = (size > before) & (moved > GROWTH * size)
+    return result

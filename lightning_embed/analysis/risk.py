@@ -42,7 +42,7 @@ class Risk:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, data: Data) -> None:
-        self.inputs, self.targets = _checked(data)
+        self.inputs, self.targets = checked(data)
         self.loss = loss
         self.model = copy.deepcopy(model).double().eval()
         trainable = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -74,6 +74,12 @@ class Risk:
         result: Tensor = grad(self.value)(theta)
         return result
 
+    def gradients(self, points: Tensor) -> Tensor:
+        """Its gradients at many points, shape (points, parameters), in one backward pass."""
+        free = points.detach().requires_grad_()
+        result: Tensor = torch.autograd.grad(vmap(self.value)(free).sum(), free)[0]
+        return result
+
     def hessian(self, theta: Tensor) -> Tensor:
         """Its Hessian, shape (parameters, parameters)."""
         return jacobian(self.gradient, theta)
@@ -91,13 +97,14 @@ def jacobian(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     >>> jacobian(lambda theta: torch.outer(theta, theta), torch.tensor([3.0])).tolist()
     [[6.0]]
     """
-    values, pull_back = vjp(function, theta)
+    values, pull_back = vjp(function, theta)[:2]
     units = torch.eye(values.numel(), dtype=values.dtype, device=values.device).view(-1, *values.shape)
     result: Tensor = vmap(lambda unit: pull_back(unit)[0], chunk_size=ROWS_AT_ONCE)(units)
     return result
 
 
-def _checked(data: Any) -> Data:
+def checked(data: Any) -> Data:
+    """Check data and give it without gradients, its floating-point numbers in float64; see `Risk`."""
     if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
         raise InputError(f"data must be a pair of tensors (inputs, targets), not {type(data).__name__}")
     inputs, targets = (part.detach().double() if part.is_floating_point() else part for part in data)

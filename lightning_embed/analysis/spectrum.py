@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ def spectrum(matrix: Tensor, rotations: int = 0, seed: int = 0) -> Tensor:
         raise InputError("matrix holds NaN or infinite values; a network that has diverged has no spectrum")
     given = matrix.double()
     if rotations == 0:
-        return torch.linalg.eigvalsh(given)
+        values: Tensor = torch.linalg.eigvalsh(given)
+        return values
     generator = torch.Generator().manual_seed(seed)
     total = given.new_zeros(len(given))
     for _ in range(rotations):
@@ -119,7 +121,7 @@ def _zeros(magnitudes: list[float], rounding: float) -> int:
         return len(magnitudes)
     ceiling = math.sqrt(torch.finfo(torch.float64).eps) * magnitudes[-1]
     raised = [rounding, *(max(size, rounding) for size in magnitudes)]
-    ratios = [above / below for below, above in zip(raised, raised[1:], strict=False) if below <= ceiling]
+    ratios = [above / below for below, above in pairwise(raised) if below <= ceiling]
     return max(range(len(ratios)), key=ratios.__getitem__)
 
 

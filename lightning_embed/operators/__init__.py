@@ -7,6 +7,7 @@ and on the device of those they replace, computes in float64, and leaves its arg
 A whole fully-connected network is given by its parameters θ, a plain tuple of pairs (weight, bias); see `theta`.
 """
 
+from lightning_embed.operators.channels import merge_channels, split_channel
 from lightning_embed.operators.compatible import (
     NULL,
     AffineForm,
@@ -26,9 +27,12 @@ from lightning_embed.operators.embeddings import (
     random_embedding,
     splitting_embedding,
 )
+from lightning_embed.operators.lifted import lift, lifted_from
 from lightning_embed.operators.lifting import lift_layer, merge_layers
 from lightning_embed.operators.null import add_null_neurons, drop_null_neurons
+from lightning_embed.operators.segments import Segment, affine_segments, tangent_segment
 from lightning_embed.operators.splitting import group_mix, merge_neurons, split_neuron
+from lightning_embed.operators.symmetry import permute_neurons, rescale_neuron
 from lightning_embed.operators.theta import (
     Theta,
     features,
@@ -43,8 +47,10 @@ __all__ = [
     "NULL",
     "AffineForm",
     "Embedding",
+    "Segment",
     "Theta",
     "add_null_neurons",
+    "affine_segments",
     "check_compatible",
     "compatible_embedding",
     "compose",
@@ -55,18 +61,25 @@ __all__ = [
     "global_null",
     "global_splitting",
     "group_mix",
+    "lift",
     "lift_layer",
+    "lifted_from",
     "measured_dimension",
     "membership",
+    "merge_channels",
     "merge_layers",
     "merge_neurons",
     "network",
     "null_embedding",
     "parameter_count",
+    "permute_neurons",
     "predicted_dimension",
     "random_embedding",
+    "rescale_neuron",
+    "split_channel",
     "split_neuron",
     "splitting_embedding",
+    "tangent_segment",
     "to_vector",
     "widths_of",
 ]

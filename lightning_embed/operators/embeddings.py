@@ -320,5 +320,5 @@ def measured_dimension(
     point = torch.cat([one.flatten() for part in coordinates for one in part])
     jacobian = torch.autograd.functional.jacobian(embedded, point)
     assert isinstance(jacobian, Tensor)
-    # β enters as a quotient of sums, so the rounding of the derivative outweighs the default threshold.
-    return int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
+    # β enters as a quotient of sums: the rounding of the derivative outweighs the default threshold.
+    return int(torch.linalg.matrix_rank(jacobian, atol=1e-9 * float(to_vector(double).abs().max()), rtol=1e-9))

@@ -69,7 +69,8 @@ def gradient(theta, x, y, activation, loss, skips=()):
 
 def hessian(theta, x, y, activation, loss, skips=()):
     vector = to_vector(theta).detach()
-    return torch.autograd.functional.hessian(risk(widths_of(theta), x, y, activation, loss, skips), vector)
+    function = risk(widths_of(theta), x, y, activation, loss, skips)
+    return torch.autograd.functional.hessian(function, vector, vectorize=True)
 
 
 def largest(*tensors):
@@ -82,3 +83,18 @@ def rank_with_constant(features):
 
 def with_constant(features):
     return torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
+
+
+def critical_residual(run, theta, generator):
+    """A unit residual r with Jᵀ r = 0: with the targets f_θ - r any θ is critical for the squared error."""
+    shape = widths_of(theta)
+    vector = to_vector(theta).detach()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda one: run(from_vector(one, shape)).flatten(), vector, vectorize=True
+    )
+    basis = torch.linalg.svd(jacobian, full_matrices=False)
+    basis = basis.U[:, 1e-12 * basis.S.max() < basis.S]
+    residual = normal(generator, len(jacobian))
+    for _ in range(2):  # once more removes the rounding of the first projection
+        residual = residual - basis @ (basis.T @ residual)
+    return (residual / residual.norm()).reshape(run(theta).shape)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.analysis.polish import CRITICAL, NEAR, gradient_sizes, newton, runs_away
+from lightning_embed.analysis.polish import CRITICAL, gradient_sizes, polish, runs_away
 from lightning_embed.analysis.risk import Data, Loss, Risk
 from lightning_embed.errors import InputError
-
-EPSILON = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def find_critical_point(
 
     Full-batch gradient descent in float64; its point of the least $\|\nabla R_S\|_1$ is the candidate (000, App. C
     (1)), for descent is slow exactly where the gradient is small. It is polished by Levenberg-Marquardt steps on
-    ∇R_S(θ) = 0 (scipy) and Newton steps of least norm, θ - H⁺∇R_S. Saddle points are found as well as minima.
+    ∇R_S(θ) = 0 and Newton steps of least norm, θ - H⁺∇R_S, which go to a saddle point as well as to a minimum.
 
     Args:
         model: any module that maps the inputs to one tensor; not changed, and run in eval mode.
@@ -68,8 +65,7 @@ def find_critical_point(
     """
     risk = Risk(model, loss, data)
     candidate, step = _descend(risk, steps, rate)
-    early = _levenberg_marquardt(risk, candidate)
-    point = newton(risk, early[None])[0]
+    point = polish(risk, candidate[None])[0]
     before, after = gradient_sizes(risk, torch.stack([candidate, point])).tolist()
     grown = f"the norm of the parameters went from {candidate.norm():.3g} to {point.norm():.3g}"
     if not after <= CRITICAL:
@@ -78,10 +74,10 @@ def find_critical_point(
             f"{after:.1e}, above {CRITICAL:.0e}, and {grown}. If they grew, the loss may fall towards infinity; else "
             "train longer (steps=), or start from other weights"
         )
-    if runs_away(point[None], early[None]).item():
+    if runs_away(risk, candidate[None], point[None]).item():
         raise InputError(
-            f"the point runs away: {grown} and still grew while the gradient fell to {after:.1e}. The loss falls "
-            "towards infinity and has no critical point here; start from other weights, or change the data or the loss"
+            f"the point runs away: {grown}, along directions without curvature. The loss falls towards "
+            "infinity and has no critical point here; start from other weights, or change the data or the loss"
         )
     moved = float((point - candidate).norm())
     return CriticalPoint(risk.module(point), risk.value(point).item(), after, step, before, moved)
@@ -101,29 +97,3 @@ def _descend(risk: Risk, steps: int, rate: float) -> tuple[Tensor, int]:
             best, best_size, best_step = point, size, step
         point = point - rate * gradient
     return best, best_step
-
-
-def _levenberg_marquardt(risk: Risk, candidate: Tensor) -> Tensor:
-    """The first point near a critical one that MINPACK's Levenberg-Marquardt on ∇R = 0 tries, or its last.
-
-    Later ones drift along the zero eigenvalues, whose rounding it takes for curvature.
-    """
-    from scipy.optimize import least_squares
-
-    near: list[Tensor] = []
-
-    def tensor(point: Any) -> Tensor:
-        return torch.tensor(point, dtype=candidate.dtype, device=candidate.device)
-
-    def gradient(point: Any) -> Any:
-        found = risk.gradient(tensor(point))
-        if not near and found.abs().sum() <= NEAR:
-            near.append(tensor(point))
-        return found.cpu().numpy()
-
-    def hessian(point: Any) -> Any:
-        return risk.hessian(tensor(point)).cpu().numpy()
-
-    start = candidate.cpu().numpy()
-    result = least_squares(gradient, start, hessian, method="lm", xtol=EPSILON, ftol=EPSILON, gtol=EPSILON)
-    return near[0] if near else tensor(result.x)

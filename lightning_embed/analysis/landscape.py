@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.analysis.polish import CRITICAL, gradient_sizes, levenberg_marquardt, newton, runs_away
+from lightning_embed.analysis.polish import CRITICAL, gradient_sizes, polish, runs_away
 from lightning_embed.analysis.risk import Data, Risk, checked
 from lightning_embed.analysis.spectrum import Inertia, inertia, spectrum
 from lightning_embed.errors import InputError
@@ -16,7 +16,6 @@ from lightning_embed.operators import Theta, from_vector, parameter_count, split
 from lightning_embed.statistics import amplitudes, augmented_weights
 from lightning_embed.surgery import mlp
 
-POLISHING_STEPS = 300
 SAME = 1e-5  # share of the largest output by which outputs of one critical function may differ
 
 
@@ -159,9 +158,8 @@ def _settle(risk: Risk, starts: Tensor, steps: int, rate: float) -> Tensor:
         best = torch.where(sizes < least, points, best)
         least = torch.minimum(sizes, least)
         points = points - rate * gradients
-    near = levenberg_marquardt(risk, best, POLISHING_STEPS)
-    polished = newton(risk, near)
-    return polished[(gradient_sizes(risk, polished) <= CRITICAL) & ~runs_away(polished, near)]
+    polished = polish(risk, best)
+    return polished[(gradient_sizes(risk, polished) <= CRITICAL) & ~runs_away(risk, best, polished)]
 
 
 def _same_outputs(risk: Risk, points: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -10,14 +10,28 @@ from lightning_embed.analysis.risk import Risk
 
 CRITICAL = 1e-12  # L1 norm of the gradient, at most, at a polished point
 NEAR = 1e-8  # the same, where Newton steps take over from damped ones
-GROWTH = 0.01  # by which share a point may grow between the two
+DAMPED_STEPS = 300
 NEWTON_STEPS = 20
-ROUNDING = 1e-11  # of the largest eigenvalue: Newton steps along smaller ones would be noise
+ROUNDING = 1e-11  # of the largest eigenvalue: steps along smaller ones would be noise
+FAR = 0.5  # of the norm of a start plus 1: how far polishing may come along zero eigenvalues
 
 
 def gradient_sizes(risk: Risk, points: Tensor) -> Tensor:
     """L1 norms of the gradients at points of shape (points, parameters); shape (points,)."""
     return risk.gradients(points).abs().sum(dim=1)
+
+
+def polish(risk: Risk, points: Tensor) -> Tensor:
+    """Damped and then plain Newton steps on ∇R = 0, for every point.
+
+    Args:
+        risk: the risk.
+        points: shape (points, parameters), float64.
+
+    Returns:
+        The points after the steps; whether they are critical points is for `gradient_sizes` and `runs_away` to say.
+    """
+    return newton(risk, levenberg_marquardt(risk, points))
 
 
 def newton(risk: Risk, points: Tensor) -> Tensor:
@@ -44,17 +58,17 @@ def newton(risk: Risk, points: Tensor) -> Tensor:
     return points
 
 
-def levenberg_marquardt(risk: Risk, points: Tensor, steps: int) -> Tensor:
+def levenberg_marquardt(risk: Risk, points: Tensor) -> Tensor:
     r"""Damped Newton steps on ∇R = 0, for every point with a damping of its own.
 
     The step minimises $\|H s + \nabla R\|^2 + \mu \|s\|^2$: $s = -Q\,\lambda/(\lambda^2+\mu)\,Q^\top \nabla R$ for
     $H = Q \lambda Q^\top$. It is taken, and μ divided by 4, where it shrinks the gradient's L2 norm; else μ grows
-    fourfold. Unlike descent it comes to rest at critical points of every index, saddle points too.
+    fourfold. Unlike descent it comes to rest at critical points of every index, saddle points too. MINPACK, through
+    scipy, scales by the columns of H instead and leaps from beside a saddle point along its zero eigenvalues.
 
     Args:
         risk: the risk.
         points: shape (points, parameters), float64.
-        steps: how many steps to try.
 
     Returns:
         The points after the steps. Each rests as soon as the L1 norm of its gradient is at most `NEAR`: further damped
@@ -62,7 +76,7 @@ def levenberg_marquardt(risk: Risk, points: Tensor, steps: int) -> Tensor:
     """
     gradients = risk.gradients(points)
     damping = gradients.square().sum(dim=1, keepdim=True)
-    for _ in range(steps):
+    for _ in range(DAMPED_STEPS):
         values, vectors = torch.linalg.eigh(vmap(risk.hessian)(points))
         along = (vectors.mT @ gradients[:, :, None])[:, :, 0] * values / (values.square() + damping)
         moved = points - (vectors @ along[:, :, None])[:, :, 0]
@@ -77,22 +91,24 @@ def levenberg_marquardt(risk: Risk, points: Tensor, steps: int) -> Tensor:
     return points
 
 
-def runs_away(points: Tensor, early: Tensor) -> Tensor:
-    """Whether points are on a way to infinity, along which the gradient vanishes, instead of at critical points.
+def runs_away(risk: Risk, starts: Tensor, points: Tensor) -> Tensor:
+    """Whether polished points are on a way to infinity, along which the gradient vanishes, and at no critical points.
 
-    On such a way the parameters grow by the same share for every further factor by which the gradient falls; a
-    critical point no longer moves.
+    There the Hessian vanishes along the way too. So it is told by how far a point has come along the zero eigenvalues
+    that it has at the end: polishing goes straight to a degenerate set of critical points, and not along it.
 
     Args:
-        points: where the gradient is at most `CRITICAL`, shape (points, parameters).
-        early: the same points when it had fallen to `NEAR`.
+        risk: the risk.
+        starts: the points before they were polished, shape (points, parameters).
+        points: the points after.
 
     Returns:
         One truth value a point.
-
-    >>> runs_away(torch.tensor([[28.0], [3.0]]), torch.tensor([[19.0], [3.0]])).tolist()
-    [True, False]
     """
-    size, before, moved = (vectors.norm(dim=1) for vectors in (points, early, points - early))
-    result: Tensor = (size > before) & (moved > GROWTH * size)
+    values, vectors = torch.linalg.eigh(vmap(risk.hessian)(points))
+    before = torch.linalg.eigvalsh(vmap(risk.hessian)(starts))
+    scale = torch.cat([values, before], dim=1).abs().amax(dim=1, keepdim=True)
+    along = (vectors.mT @ (points - starts)[:, :, None])[:, :, 0]
+    flat = torch.where(values.abs() <= ROUNDING * scale, along, 0.0)
+    result: Tensor = flat.norm(dim=1) > FAR * (1 + starts.norm(dim=1))
     return result

@@ -26,11 +26,13 @@ from lightning_embed.surgery import (
     Tolerance,
     apply,
     attach,
+    deepen,
     detach,
     load_from_checkpoint,
     measure,
     propose,
     prune,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ __all__ = [
     "apply",
     "attach",
     "compatible_embedding",
+    "deepen",
     "detach",
     "drop_null_neurons",
     "lift_layer",
@@ -66,6 +69,7 @@ __all__ = [
     "propose",
     "prune",
     "split_neuron",
+    "widen",
 ]
 
 

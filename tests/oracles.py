@@ -79,3 +79,30 @@ def cka_by_gram_matrices(x, y):
         return sum(a[i, j] * b[i, j] for i in range(count) for j in range(count)) / (count - 1) ** 2
 
     return hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
+
+
+# Embeddings: θ is ((W¹, b¹), …), as in lightning_embed.operators.theta; layers and neurons as there.
+
+
+def one_step_null(theta, layer, alpha):
+    """(T_{l,0} + α V_{l,0})(θ), layer by layer as 001, Def. 4.3 prints it."""
+    (w_in, b_in), (w_out, b_out) = theta[layer - 1], theta[layer]
+    t_in = torch.cat([w_in, torch.zeros(1, w_in.shape[1], dtype=w_in.dtype)])
+    v_bias = torch.cat([torch.zeros_like(b_in), torch.ones(1, dtype=b_in.dtype)])
+    t_bias = torch.cat([b_in, torch.zeros(1, dtype=b_in.dtype)]) + alpha * v_bias
+    t_out = torch.cat([w_out, torch.zeros(len(w_out), 1, dtype=w_out.dtype)], dim=1)
+    return (*theta[: layer - 1], (t_in, t_bias), (t_out, b_out), *theta[layer + 1 :])
+
+
+def general_embedding(theta, index, alpha, alpha_bias):
+    """001, Def. 5.2 with the convention of Remark 5.1, entry by entry; an index below 0 is a null neuron."""
+    wide = []
+    for number, (weight, bias) in enumerate(theta, start=1):
+        rows, columns = index[number], index[number - 1]
+        new_weight, new_bias = torch.zeros(len(rows), len(columns)).double(), torch.zeros(len(rows)).double()
+        for i, row in enumerate(rows):
+            new_bias[i] = alpha_bias[number - 1][i] + (0 if row < 0 else bias[row])
+            for j, column in enumerate(columns):
+                new_weight[i, j] = alpha[number - 1][i, j] * (1 if row < 0 or column < 0 else weight[row, column])
+        wide.append((new_weight, new_bias))
+    return tuple(wide)

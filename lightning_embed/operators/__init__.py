@@ -31,7 +31,7 @@ from lightning_embed.operators.lifted import lift, lifted_from
 from lightning_embed.operators.lifting import lift_layer, merge_layers
 from lightning_embed.operators.null import add_null_neurons, drop_null_neurons
 from lightning_embed.operators.segments import Segment, affine_segments, tangent_segment
-from lightning_embed.operators.splitting import group_mix, merge_neurons, split_neuron
+from lightning_embed.operators.splitting import group_mix, merge_neurons, split_neuron, split_neurons
 from lightning_embed.operators.symmetry import permute_neurons, rescale_neuron
 from lightning_embed.operators.theta import (
     Theta,
@@ -78,6 +78,7 @@ __all__ = [
     "rescale_neuron",
     "split_channel",
     "split_neuron",
+    "split_neurons",
     "splitting_embedding",
     "tangent_segment",
     "to_vector",

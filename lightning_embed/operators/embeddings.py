@@ -1,5 +1,6 @@
 """Named embeddings, and the family of all compatible embeddings of one index mapping: draw from it, measure it."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -44,6 +45,8 @@ def splitting_embedding(widths: Sequence[int], layer: int, neuron: int, alpha: f
     index = _identity(widths, layer)
     if neuron not in index[layer]:
         raise InputError(f"neuron must be in 0..{widths[layer] - 1}, not {neuron}")
+    if not math.isfinite(alpha):
+        raise InputError(f"alpha must be finite, not {alpha}")
     beta = torch.ones(widths[layer] + 1, dtype=torch.float64)
     beta[neuron], beta[-1] = 1 - alpha, alpha
     return _with_output_shares((*index[:layer], (*index[layer], neuron), *index[layer + 1 :]), {layer: beta})

@@ -2,6 +2,7 @@
 
 from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.embed import deepen, widen
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.mlp import mlp, theta_of
@@ -30,6 +31,7 @@ __all__ = [
     "Tolerance",
     "apply",
     "attach",
+    "deepen",
     "detach",
     "load_from_checkpoint",
     "measure",
@@ -40,4 +42,5 @@ __all__ = [
     "read_architecture",
     "records_table",
     "theta_of",
+    "widen",
 ]

@@ -15,7 +15,8 @@ def theta_of(model: nn.Sequential) -> Theta:
 
     Args:
         model: an nn.Sequential (others may be nested in it) of Linears and activation modules in turn; modules
-            without parameters of their own count as activations, a missing bias as zeros.
+            without parameters of their own count as activations, a missing bias as zeros, identities at the start as
+            nothing.
 
     Returns:
         Copies of the weights and biases, detached.
@@ -35,6 +36,8 @@ def theta_of(model: nn.Sequential) -> Theta:
                 raise InputError(f"{name!r} follows a Linear with no activation between; put an nn.Identity() there.")
             linears.append(module)
             between = 0
+        elif isinstance(module, nn.Identity) and not linears:
+            continue  # where a merged layer was
         elif any(True for _ in (*module.parameters(), *module.buffers())) or not linears:
             raise InputError(
                 f"{name!r} is a {type(module).__name__}: θ is defined for Linears with activations between them only."

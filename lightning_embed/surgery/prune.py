@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tabulate import tabulate
@@ -22,6 +22,7 @@ from lightning_embed.surgery.sizes import check_sizes, fixed, shared
 from lightning_embed.tape import Tape, deal, record, replay
 from lightning_embed.tape.tree import tensors_of
 
+M = TypeVar("M", bound=nn.Module)
 MAX_SAMPLES = 4096
 BATCH = 256
 
@@ -270,7 +271,7 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
 
 
 @torch.inference_mode(mode=False)
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: M) -> M:
     try:
         return copy.deepcopy(model)
     except Exception as error:

@@ -98,3 +98,11 @@ def critical_residual(run, theta, generator):
     for _ in range(2):  # once more removes the rounding of the first projection
         residual = residual - basis @ (basis.T @ residual)
     return (residual / residual.norm()).reshape(run(theta).shape)
+
+
+def inertia(matrix):
+    """Numbers of positive, zero and negative eigenvalues; a gap of a hundred must tell the zeros from the others."""
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    zero = 1e-11 * values.abs().max()
+    assert not ((values.abs() > zero) & (values.abs() < 100 * zero)).any(), values
+    return int((values > zero).sum()), int((values.abs() <= zero).sum()), int((values < -zero).sum())

@@ -28,6 +28,7 @@ from tests.laws.networks import (
     gradient,
     hessian,
     index_maps,
+    inertia,
     largest,
     losses,
     normal,
@@ -150,14 +151,6 @@ def test_representations_span_the_same(case):
         for inner, outer in ((old, new), (new, old)):
             left = inner - outer @ torch.linalg.lstsq(outer, inner, driver="gelsd").solution
             assert_close(left, torch.zeros_like(left), **tolerance(x.dtype, reach(embedding, old, new) * 1e2))
-
-
-def inertia(matrix):
-    """Numbers of positive, zero and negative eigenvalues; a gap of five orders tells zero from the others."""
-    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-    zero = 1e-9 * values.abs().max()
-    assert not ((values.abs() > zero) & (values.abs() < 1e1 * zero)).any()
-    return int((values > zero).sum()), int((values.abs() <= zero).sum()), int((values < -zero).sum())
 
 
 @pytest.mark.parametrize("seed", range(6))

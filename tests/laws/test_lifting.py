@@ -22,6 +22,8 @@ from lightning_embed.statistics import minimal_pearson_correlation
 from tests.laws.networks import (
     critical_residual,
     gradient,
+    hessian,
+    inertia,
     largest,
     normal,
     random_theta,
@@ -187,6 +189,65 @@ def test_residual_lifting_preserves_output_and_criticality(narrow, data):
     merged = lifted_from(deep, after + 1, x, activation, affine_segments(activation), skips=skips)
     assert merged is not None
     assert_close(to_vector(merged), to_vector(theta), **tolerance(x.dtype, scale))
+
+
+# --- the Hessian's inertia ---
+
+
+def elu_network(seed, middle=None):
+    """(θ of widths 2-2-3-1 or with a given middle weight, x, targets that make θ critical, generator)."""
+    generator = torch.Generator().manual_seed(seed)
+    theta, x = random_theta((2, 2, 3, 1), generator), 2 * normal(generator, 80, 2)
+    if middle is not None:
+        theta = random_theta((2, 2, 2, 1), generator)
+        theta = (theta[0], (middle, theta[1][1]), theta[2])
+    residual = critical_residual(lambda one: network(one, x, nn.ELU()), theta, generator)
+    return theta, x, network(theta, x, nn.ELU()) - 10 * residual, generator
+
+
+def inertia_of(theta, x, y):
+    return inertia(hessian(theta, x, y, nn.ELU(), squared_error))
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_lifting_keeps_the_inertia_at_critical_points(seed, after):
+    """000, Prop. 4.3 and Cor. 4.1: nothing but M' - M zeros is added."""
+    theta, x, y, _ = elu_network(seed)
+    deep = lift(theta, after, x, nn.ELU(), *affine_segments(nn.ELU()))
+    positive, zero, negative = inertia_of(theta, x, y)
+    added = len(to_vector(deep)) - len(to_vector(theta))
+    assert inertia_of(deep, x, y) == (positive, zero + added, negative)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_lifting_does_not_keep_the_inertia_elsewhere(seed):
+    """000, Prop. 4.3 says "any parameter"; without ∇R = 0 eigenvalues of both signs appear."""
+    theta, x, _, generator = elu_network(seed)
+    y = 3 * normal(generator, 80, 1)
+    old, new = (inertia_of(one, x, y) for one in (theta, lift(theta, 1, x, nn.ELU(), *affine_segments(nn.ELU()))))
+    assert gradient(theta, x, y, nn.ELU(), squared_error).abs().max() > 1e-2
+    assert new[0] > old[0]
+    assert new[2] > old[2]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lifting_by_rank_deficient_factors_does_not_keep_the_inertia(seed):
+    """Def. 4.2 admits them; Lemma A.1 constructs one factor of full rank, and with it the inertia is kept."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    left, right = normal(generator, 2), normal(generator, 2)
+    theta, x, y, _ = elu_network(seed, middle=torch.outer(left, right))
+    shift = 1 - (features(theta, x, nn.ELU())[1] @ right).min().expand(2)
+    w1, w2 = torch.stack([right, 0 * right]), torch.stack([left, 0 * left], dim=1)
+    (first, (_, bias), last) = theta
+    deep = (first, (w1, shift), (w2, bias - w2 @ shift), last)
+    merged = lifted_from(deep, 2, x, nn.ELU(), affine_segments(nn.ELU()))
+    assert_close(to_vector(merged), to_vector(theta))
+    assert gradient(deep, x, y, nn.ELU(), squared_error).abs().max() < 1e-10
+    old, new = inertia_of(theta, x, y), inertia_of(deep, x, y)
+    assert (new[0], new[2]) != (old[0], old[2])
+    good = inertia_of(lift(theta, 1, x, nn.ELU(), *affine_segments(nn.ELU())), x, y)
+    assert good == (old[0], old[1] + 6, old[2])
 
 
 # --- is it lifted? ---

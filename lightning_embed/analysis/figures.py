@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from lightning_embed.analysis.landscape import Landscape, LandscapePoint
 
-INSET = (0.26, 0.16)  # width and height of a curve's frame, as shares of the axes
+COLUMN = 0.5  # of a unit of width, for one dot and its curve
+INSET = 0.14  # height of a curve's frame, as a share of the axes
 
 
 def landscape_figure(landscape: Landscape) -> Figure:
@@ -44,7 +45,7 @@ def landscape_figure(landscape: Landscape) -> Figure:
         raise ImportError('figures need matplotlib: pip install "lightning-embed[figures]"') from error
     if landscape.inputs.shape[1] != 1 or landscape.targets.shape[1] != 1:
         raise InputError("a landscape can be drawn for one input and one output only; use its to_dict() for others")
-    figure = Figure(figsize=(3.2 * landscape.width + 1, 1 + 1.2 * max(3, len(landscape.points))), layout="constrained")
+    figure = Figure(figsize=(3.6 * landscape.width + 1, 1 + 1.2 * max(3, len(landscape.points))), layout="constrained")
     axes = figure.add_subplot()
     axes.set(
         xlabel="width of the network that has the critical point",
@@ -54,25 +55,39 @@ def landscape_figure(landscape: Landscape) -> Figure:
         xlim=(0.8, landscape.width + 1),
     )
     losses = [point.loss for point in landscape.points]
-    margin = 0.15 * (max(losses) - min(losses)) if len(losses) > 1 else 1.0
-    axes.set_ylim(min(losses, default=0.0) - margin, max(losses, default=1.0) + margin)
-    for point in landscape.points:
-        _draw(axes, landscape, point)
+    lowest, highest = min(losses, default=0.0), max(losses, default=0.0)
+    margin = 0.15 * (highest - lowest) or 1.0
+    axes.set_ylim(lowest - margin, highest + margin)
+    low, high = axes.get_ylim()
+    for point, x in zip(landscape.points, _places(landscape, INSET * (high - low)), strict=True):
+        _draw(axes, landscape, point, x)
     return figure
 
 
-def _draw(axes: Axes, landscape: Landscape, point: LandscapePoint) -> None:
+def _places(landscape: Landscape, height: float) -> list[float]:
+    """Where the points are drawn: at their width, and further to the right if one of its points is as high."""
+    places: list[float] = []
+    for number, point in enumerate(landscape.points):
+        x = float(point.width)
+        while any(
+            place == x and abs(other.loss - point.loss) < height
+            for place, other in zip(places, landscape.points[:number], strict=True)
+        ):
+            x += COLUMN
+        places.append(x)
+    return places
+
+
+def _draw(axes: Axes, landscape: Landscape, point: LandscapePoint, x: float) -> None:
     """One set of critical points: its dot, its degeneracy, its curve."""
-    axes.plot(point.width, point.loss, "ko", clip_on=False)
+    axes.plot(x, point.loss, "ko", clip_on=False)
     degeneracy = "?" if point.inertia is None else str(point.inertia.zero)
-    axes.annotate(
-        degeneracy, (point.width, point.loss), (6, 6), textcoords="offset points", color="green", fontweight="bold"
-    )
-    corner = axes.transLimits.transform((point.width, point.loss))
-    share = INSET[0] * 3 / landscape.width
-    inset = axes.inset_axes((corner[0] + 0.08 * share, corner[1] - INSET[1] / 2, 0.8 * share, INSET[1]))
+    axes.annotate(degeneracy, (x, point.loss), (-12, 6), textcoords="offset points", color="green", fontweight="bold")
+    left, middle = axes.transLimits.transform((x + 0.05, point.loss))
+    right = axes.transLimits.transform((x + COLUMN - 0.15, point.loss))[0]
+    inset = axes.inset_axes((left, middle - INSET / 2, right - left, INSET))
     order = landscape.inputs[:, 0].argsort()
-    x = landscape.inputs[order, 0].cpu()
-    inset.plot(x, landscape.targets[order, 0].cpu(), ".", color="tab:blue", markersize=2)
-    inset.plot(x, point.outputs[order, 0].cpu(), color="tab:red", linewidth=1)
+    inputs = landscape.inputs[order, 0].cpu()
+    inset.plot(inputs, landscape.targets[order, 0].cpu(), ".", color="tab:blue", markersize=2)
+    inset.plot(inputs, point.outputs[order, 0].cpu(), color="tab:red", linewidth=1)
     inset.set(xticks=(), yticks=())

@@ -147,10 +147,10 @@ def _by_hidden_layers(block: Tensor, last_weight: int) -> Tensor:
     """The moves of the three copies by Lemma 6.1, shape (3, parameters without the last bias)."""
     values, vectors = torch.linalg.eigh(block)
     if values[0] <= -values[-1] / 3:  # the curvatures at unit length are λ and -λ/3
-        shares, v = torch.tensor([1.0, -1.0, 0.0]), vectors[:, 0]
+        shares, v = block.new_tensor([1.0, -1.0, 0.0]), vectors[:, 0]
     else:
-        shares, v = torch.tensor([0.5, 0.5, 1.0]), vectors[:, -1]
-    moves = torch.outer((shares / shares.norm()).to(v), v)
+        shares, v = block.new_tensor([0.5, 0.5, 1.0]), vectors[:, -1]
+    moves = torch.outer(shares / shares.norm(), v)
     return torch.cat([moves, moves.new_zeros(3, last_weight)], dim=1)
 
 

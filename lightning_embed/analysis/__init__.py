@@ -4,6 +4,7 @@ Everything runs in float64 on fixed data (inputs, targets), given whole; `loss` 
 """
 
 from lightning_embed.analysis.critical import CriticalPoint, find_critical_point
+from lightning_embed.analysis.figures import landscape_figure
 from lightning_embed.analysis.hessian import Hessian, hessian
 from lightning_embed.analysis.landscape import Landscape, LandscapePoint, landscape_diagram
 from lightning_embed.analysis.matrix_free import extreme_eigenvalues, hessian_operator
@@ -28,6 +29,7 @@ __all__ = [
     "inertia",
     "is_strict_saddle",
     "landscape_diagram",
+    "landscape_figure",
     "may_be_truly_bad",
     "spectrum",
 ]

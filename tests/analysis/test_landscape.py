@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_embed.analysis import Landscape, Risk, inertia, landscape_diagram, spectrum
-from lightning_embed.analysis.figures import landscape_figure
+from lightning_embed.analysis import Landscape, Risk, inertia, landscape_diagram, landscape_figure, spectrum
 from lightning_embed.analysis.landscape import LandscapePoint
 from lightning_embed.errors import InputError
 from lightning_embed.operators import network, widths_of

@@ -1,8 +1,10 @@
 """Laws of critical points and their Hessians: what lifting, splitting and embedding do to the inertia."""
 
+from functools import partial
+
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -53,7 +55,7 @@ losses = st.sampled_from(sorted(LOSSES)).map(LOSSES.__getitem__)
 
 def made_critical(theta, x, activation, generator, loss, size=1.0):
     """Targets for which θ is a critical point: the slopes r of the loss satisfy Jᵀ r = 0 (no polishing needed)."""
-    residual = critical_residual(lambda one: network(one, x, activation), theta, generator)
+    residual = critical_residual(partial(network, x=x, activation=activation), theta, generator)
     return network(theta, x, activation) - loss[1](size * residual)
 
 
@@ -195,26 +197,26 @@ def test_each_inserted_layer_adds_six_zeros_at_the_points_of_000_fig_5(seed, res
 
 @st.composite
 def minima(draw, activations, hidden, outputs):
-    """A model at a critical point with H ⪰ 0 and H⁽²⁾ ≠ 0, and its data: half as large residuals as H ⪰ 0 bears."""
+    """A model at a critical point with H ⪰ 0 and H⁽²⁾ ≠ 0, and its data: half as large residuals as H ⪰ 0 bears.
+
+    Where the features are too ill-conditioned for any, the next ones are drawn.
+    """
     activation = draw(st.sampled_from(activations))
-    inner = draw(st.lists(st.integers(1, 2), min_size=1, max_size=hidden))
-    shape = (draw(st.integers(1, 2)), *inner, draw(outputs))
+    shape = (draw(st.integers(1, 3)), *draw(st.sampled_from(hidden)), draw(outputs))
     generator = torch.Generator().manual_seed(draw(seeds))
-    theta, x = random_theta(shape, generator), 2 * normal(generator, 40, shape[0])
-    parts = hessian(
-        mlp(theta, activation), nn.MSELoss(), (x, made_critical(theta, x, activation, _copy(generator), LOSSES["mse"]))
-    )
-    values = spectrum(parts.first)
-    assume(values[-1] > 0)
-    least = values[values > 1e-10 * values[-1]].min()
-    assume(least > 1e-4 * values[-1])
-    size = 0.5 * least / torch.linalg.matrix_norm(parts.second, 2)
-    data = x, made_critical(theta, x, activation, _copy(generator), LOSSES["mse"], size=float(size))
-    return mlp(theta, activation), data
-
-
-def _copy(generator):
-    return torch.Generator().manual_seed(generator.initial_seed())
+    for _ in range(30):
+        theta, x = random_theta(shape, generator), 2 * normal(generator, 40, shape[0])
+        run = partial(network, x=x, activation=activation)
+        values = spectrum(hessian(mlp(theta, activation), nn.MSELoss(), (x, run(theta))).first)
+        least = values[values > 1e-10 * values[-1]].min()
+        if least < 1e-6 * values[-1]:
+            continue
+        residual = critical_residual(run, theta, generator)
+        second = hessian(mlp(theta, activation), nn.MSELoss(), (x, run(theta) - residual)).second
+        bent = torch.linalg.matrix_norm(second, 2)
+        if bent > 1e-6 * values[-1]:  # else no neuron is at work
+            return mlp(theta, activation), (x, run(theta) - 0.5 * least / bent * residual)
+    return reject()
 
 
 def check_escape(model, data):
@@ -236,15 +238,15 @@ def check_escape(model, data):
     return way
 
 
-@settings(max_examples=15)
-@given(minima(SMOOTH, hidden=2, outputs=st.integers(1, 2)))
+@settings(max_examples=10)
+@given(minima(SMOOTH, hidden=[(1,), (2,), (1, 1)], outputs=st.integers(1, 2)))
 def test_minima_of_smooth_networks_escape_by_lemma_6_1(case):
     way = check_escape(*case)
     assert way.lemma == "6.1"
 
 
-@settings(max_examples=15)
-@given(minima([nn.ReLU(), nn.LeakyReLU(0.1)], hidden=1, outputs=st.just(2)))
+@settings(max_examples=10)
+@given(minima([nn.ReLU(), nn.LeakyReLU(0.1)], hidden=[(1,), (2,)], outputs=st.just(2)))
 def test_minima_of_piecewise_linear_networks_escape_by_lemma_6_2(case):
     """One layer of them has no curvature of its own; the second output makes H⁽²⁾ ≠ 0 possible."""
     way = check_escape(*case)

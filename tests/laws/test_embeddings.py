@@ -118,7 +118,7 @@ def test_the_affine_form_is_the_embedding(case):
     assert_close(A.T @ B, torch.eye(A.shape[1], dtype=A.dtype), **tolerance(A.dtype, largest(A) * largest(B)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(embedded_networks(), losses)
 def test_gradients_are_mapped_by_b(case, loss):
     """∇R(T(θ)) = B ∇R(θ) at every θ, so critical points are mapped to critical points (001, Thms. 4.1-5.1)."""
@@ -129,7 +129,7 @@ def test_gradients_are_mapped_by_b(case, loss):
     assert_close(new, B @ old, **tolerance(x.dtype, reach(embedding, B) * largest(old, new)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(embedded_networks(samples=5, hidden=2, size=2), losses)
 def test_hessians_are_intertwined(case, loss):
     """H(T(θ)) A = B H(θ) at every θ, whence 001, Thm. 6.2 for general compatible embeddings."""

@@ -95,7 +95,7 @@ def test_a_narrower_inserted_layer_spans_less():
     assert found[1:3] == [4, 2]
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(lifted_networks(samples=40))
 def test_criticality_is_preserved(case):
     """000, Prop. 4.2, for liftings of one layer and of several."""
@@ -169,7 +169,7 @@ def test_the_error_of_a_smooth_lifting_falls_with_the_square_of_the_radius():
     assert 90 < errors[0] / errors[1] < 110
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(widths(2), st.data())
 def test_residual_lifting_preserves_output_and_criticality(narrow, data):
     """000, Def. A.2, with another skip connection in the shallow network already."""

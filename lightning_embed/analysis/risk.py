@@ -85,7 +85,7 @@ class Risk:
         return jacobian(self.gradient, theta)
 
     def module(self, theta: Tensor) -> nn.Module:
-        """The model in float64 with the parameters of θ, in the training mode of the original."""
+        """The model in float64 with the parameters of θ, in eval mode."""
         model = copy.deepcopy(self.model)
         vector_to_parameters(theta, [value for value in model.parameters() if value.requires_grad])
         return model

@@ -41,6 +41,46 @@ def merged_affine(w1, b1, w2, b2, slope, intercept, *, skip=False):
     return torch.stack([run(unit) - run(zero) for unit in units], dim=1), run(zero)
 
 
+# Analysis: an empirical risk is (outputs of θ, loss); θ is one vector.
+
+
+def double_loop_hessian(function, theta):
+    """Second derivatives of a scalar function, entry by entry: the gradient of every entry of the gradient."""
+    theta = theta.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(theta), theta, create_graph=True)
+    rows = [torch.autograd.grad(entry, theta, retain_graph=True, allow_unused=True)[0] for entry in gradient]
+    return torch.stack([torch.zeros_like(theta) if row is None else row for row in rows])
+
+
+def hessian_by_samples(outputs, loss, theta):
+    """H⁽¹⁾ and H⁽²⁾ as 001, eqs. 3.9 and 3.10 print them: sums over samples and outputs; loss is of one sample."""
+    count, width = outputs(theta).shape
+    first = second = 0
+    for n in range(count):
+        here = outputs(theta)[n].detach().requires_grad_()
+        (slopes,) = torch.autograd.grad(loss(here, n), here)
+        curvature = double_loop_hessian(lambda f, n=n: loss(f, n), here)
+        point = theta.detach().requires_grad_()
+        features = [torch.autograd.grad(outputs(point)[n, i], point)[0] for i in range(width)]
+        for i in range(width):
+            second = second + slopes[i] * double_loop_hessian(lambda t, n=n, i=i: outputs(t)[n, i], theta) / count
+            for j in range(width):
+                first = first + curvature[i, j] * torch.outer(features[i], features[j]) / count
+    return first, second
+
+
+def cka_by_gram_matrices(x, y):
+    """HSIC₀(K, L) / √(HSIC₀(K, K) HSIC₀(L, L)) of centred Gram matrices, as 000, App. A.6 defines it."""
+    count = len(x)
+    centre = torch.eye(count, dtype=x.dtype) - torch.ones(count, count, dtype=x.dtype) / count
+    k, m = (centre @ one @ one.T @ centre for one in (x, y))
+
+    def hsic(a, b):
+        return sum(a[i, j] * b[i, j] for i in range(count) for j in range(count)) / (count - 1) ** 2
+
+    return hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt()
+
+
 # Embeddings: θ is ((W¹, b¹), …), as in lightning_embed.operators.theta; layers and neurons as there.
 
 

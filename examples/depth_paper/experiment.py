@@ -172,12 +172,13 @@ def gaussian(net: nn.Sequential, std: float, seed: int) -> nn.Sequential:
 
 
 def mpc(net: nn.Module, inputs: Tensor, least_amplitude: float = 0.0) -> list[float]:
-    """Minimal Pearson correlation of every hidden layer, in float64.
+    """Minimal Pearson correlation of every hidden layer, in float64 and in the mode in which the network is.
 
+    Batch norm before the activation changes nothing, as it is an affine map of every neuron.
     Neurons whose amplitude is below this share of their layer's largest are left out: the paper removes such
     "zero-neurons" of ReLU networks before measuring (App. C).
     """
-    net = deepcopy(net).double().eval()
+    net = deepcopy(net).double()
     seen: list[tuple[Tensor, Tensor]] = []
     for module in net.modules():
         if isinstance(module, (nn.Tanh, nn.ReLU)):

@@ -22,7 +22,9 @@ def compare(
     """Train all, compare outputs where each first gets below the levels of loss; watch the last one's MPC."""
     deepest = list(nets)[-1]
     histories = {
-        name: descend(net, data, rate, steps, (lambda one: mpc(one, data[0], least_amplitude)) if name == deepest else None)
+        name: descend(
+            net, data, rate, steps, (lambda one: mpc(one, data[0], least_amplitude)) if name == deepest else None
+        )
         for name, net in nets.items()
     }
     meetings = []

@@ -2,9 +2,10 @@
 
     python examples/depth_paper/fig1.py [--data DIR]
 
-ReLU networks of width 50 on Iris and on 500 images, mean square error, full-batch gradient descent. The paper prints, for
-Iris, a variance of 0.07 and 100 000 steps at 0.001; ours is a standard deviation of 0.07, at which the networks of all
-depths rest. Quick: larger rates for as much time (step times rate); of the images 30 instead of 100.
+ReLU networks of width 50 on Iris and on 500 images, mean square error, full-batch gradient descent. For Iris the paper
+prints a variance of 0.07 and 100 000 steps at 0.001. At a standard deviation of 0.07 we saw no common plateau; ours is
+the smaller the fewer layers there are, and the networks of all depths rest. Quick: larger rates for about as much time
+(step times rate), for the images for less.
 """
 
 from typing import Any
@@ -25,13 +26,13 @@ from experiment import (
 from matplotlib.figure import Figure
 from torch import nn
 
-STD = 0.07
-DEPTHS = (1, 2, 3)
+STDS = {1: 0.001, 2: 0.02, 3: 0.05}  # of the weights, by the number of hidden layers
+LIMITS = {"Iris": (0.8, 0.25), "images": (0.95, 0.5)}  # shares of the first loss between which a plateau is looked for
 
 
 def compute(options: Options) -> dict[str, Any]:
     settings = {
-        "Iris": {"rate": 0.001, "steps": 100_000} if options.full else {"rate": 0.1, "steps": 1000},
+        "Iris": {"rate": 0.001, "steps": 100_000} if options.full else {"rate": 0.1, "steps": 700},
         "images": {"rate": 0.01, "steps": 10_000} if options.full else {"rate": 0.05, "steps": 600},
     }
     panels_of, found = {}, {}
@@ -39,18 +40,18 @@ def compute(options: Options) -> dict[str, Any]:
         inputs, labels = classes.inputs.double(), classes.labels
         targets = classes.one_hot.double()
         curves, rests = {}, {}
-        for depth in DEPTHS:
+        for depth, std in STDS.items():
             name = f"{depth} hidden"
-            net = network([inputs.shape[1], *[50] * depth, targets.shape[1]], nn.ReLU, STD, options.seed)
+            net = network([inputs.shape[1], *[50] * depth, targets.shape[1]], nn.ReLU, std, options.seed)
             history = descend(
                 net, (inputs, targets), **settings[key], watch=lambda one, x=inputs, y=labels: accuracy(one, x, y)
             )
             curves[name] = {**history.curve(), "accuracy": history.watched}
-            rest = plateau(history)
+            rest = plateau(history, 0.05, *LIMITS[key])
             rests[name] = rest and {"loss": rest.loss, "steps": rest.steps, "accuracy": history.watched[rest.best]}
         panels_of[key] = {"name": classes.name, "samples": len(inputs), "curves": curves, "plateaus": rests}
         found[f"plateaus on {classes.name}"] = rests
-    return {"settings": {**settings, "width": 50, "std": STD}, "sets": panels_of, "found": found}
+    return {"settings": {**settings, "width": 50, "std": list(STDS.values())}, "sets": panels_of, "found": found}
 
 
 def draw(data: dict[str, Any]) -> Figure:

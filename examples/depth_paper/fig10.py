@@ -20,8 +20,8 @@ def compute(options: Options) -> dict[str, Any]:
     nets = {f"{depth} hidden": network([1, *[50] * depth, 1], nn.ReLU, STD, options.seed) for depth in (1, 2, 3)}
     rate, steps = (0.001, 60_000) if options.full else (0.04, 1500)
     levels = (0.125, 0.08)
-    results = compare(nets, steps_curve(), rate=rate, steps=steps, levels=levels, least_amplitude=0.01)
-    return {"settings": {"rate": rate, "steps": steps, "width": 50, "std": STD, "least amplitude": 0.01}, **results}
+    results = compare(nets, steps_curve(), rate=rate, steps=steps, levels=levels, least_amplitude=0.1)
+    return {"settings": {"rate": rate, "steps": steps, "width": 50, "std": STD, "least amplitude": 0.1}, **results}
 
 
 def draw(data: dict[str, Any]) -> Figure:

@@ -14,8 +14,8 @@ from experiment import LINEAR, Options, accuracy, images, mpc, network, panels, 
 from matplotlib.figure import Figure
 from torch import nn
 
-HIDDEN, WIDTH, MIDDLE = 10, 100, 0.05
-STDS = (0.04, MIDDLE, 0.1)
+HIDDEN, WIDTH, MIDDLE = 10, 100, 0.1
+STDS = (0.05, MIDDLE, 0.2)
 
 
 def compute(options: Options) -> dict[str, Any]:
@@ -44,7 +44,14 @@ def compute(options: Options) -> dict[str, Any]:
         return sum(value >= LINEAR for value in one["mpc"])
 
     return {
-        "settings": {"data": everything.name, "hidden": HIDDEN, "width": WIDTH, "rate": 1e-3, "batch": batch, "steps": steps},
+        "settings": {
+            "data": everything.name,
+            "hidden": HIDDEN,
+            "width": WIDTH,
+            "rate": 1e-3,
+            "batch": batch,
+            "steps": steps,
+        },
         "by std": by_std,
         "by samples": by_count,
         "found": {

@@ -3,8 +3,8 @@
     python examples/depth_paper/fig5.py
 
 A ReLU network with one hidden layer of two neurons at a critical point, polished to an L1 gradient of 1e-12 (the paper
-stops at 1e-4), lifted by two more hidden layers of two neurons. Quick: one decomposition of each Hessian; with --full the
-paper's average over 100 random rotations.
+stops at 1e-4), lifted by two more hidden layers of two neurons. Quick: one decomposition of each Hessian; with --full
+the paper's average over 100 random rotations.
 """
 
 from typing import Any
@@ -67,10 +67,9 @@ def compute(options: Options) -> dict[str, Any]:
                 }
             )
         results[name] = {"seed": seed, "gradient": gradient, "stages": stages}
+    shown = "{parameters} parameters: {positive} +, {zero} zero, {negative} -"
     found = {
-        f"{name}, {one['hidden layers']} hidden": "{parameters} parameters: {positive} +, {zero} zero, {negative} -".format(
-            **one
-        )
+        f"{name}, {one['hidden layers']} hidden": shown.format(**one)
         for name, entry in results.items()
         for one in entry["stages"]
     }

@@ -35,7 +35,9 @@ def compute(options: Options) -> dict[str, Any]:
         name = "no batch norm" if gamma is None else f"γ = {gamma}"
         history = descend(normalised(gamma, options.seed), data, rate, steps, lambda net: mpc(net, data[0]))
         curves[name], mpcs[name] = history.curve(), history.watched
-        left[name] = next((step for step, loss in zip(history.steps, history.losses, strict=True) if loss < LEARNED), None)
+        left[name] = next(
+            (step for step, loss in zip(history.steps, history.losses, strict=True) if loss < LEARNED), None
+        )
     found = {
         f"step at which the loss is below {LEARNED} (null: never)": left,
         "least MPC of any layer up to a tenth of the training": {

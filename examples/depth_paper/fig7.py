@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 WIDER, DENSER, NONE = "points, wider", "points, denser", "points, as before"
-ESCAPE = 0.9  # the share of a network's loss right after the switch below which it counts as having escaped
+ADJUST, ESCAPE = 10, 0.9  # escaped: below this share of the loss that this record after the switch had
 
 
 def datasets() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -29,8 +29,8 @@ def datasets() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def escaped(history: History) -> int | None:
-    """The first recorded step after the switch with a loss below the share."""
-    bound = ESCAPE * history.losses[0]
+    """The first recorded step with a loss well below that to which the network soon settled on the new data."""
+    bound = ESCAPE * history.losses[ADJUST]
     return next((step for step, loss in zip(history.steps, history.losses, strict=True) if loss < bound), None)
 
 
@@ -66,7 +66,9 @@ def draw(data: dict[str, Any]) -> Figure:
     axes[0].plot(switch, before["loss"][-1], "ko", markersize=5)
     for style, (name, one) in zip(LINES, data["after"].items(), strict=False):
         axes[0].plot([switch + step for step in one["step"]], one["loss"], linestyle=style, label=name)
+    losses = [loss for one in data["after"].values() for loss in one["loss"]]
     axes[0].set(xlabel="training step", ylabel="training loss (mean square error)", yscale="log")
+    axes[0].set_ylim(0.9 * min(losses), 1.5 * max(losses))
     axes[0].legend(fontsize=7)
     wider_or_denser = list(data["after"].items())[1:]
     for panel, (name, one) in zip(axes[1:], wider_or_denser, strict=True):

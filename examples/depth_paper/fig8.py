@@ -41,9 +41,18 @@ def compute(options: Options) -> dict[str, Any]:
         classes_of = {name: one(test[0]).argmax(1) for name, one in (("original", net), ("reduced", reduced))}
         agreement = (merged(test[0]).argmax(1) == classes_of["original"]).double().mean().item()
     pairs = torch.zeros(10, 10, dtype=torch.float64)
-    pairs.index_put_((classes_of["reduced"], classes_of["original"]), torch.ones((), dtype=torch.float64), accumulate=True)
+    pairs.index_put_(
+        (classes_of["reduced"], classes_of["original"]), torch.ones((), dtype=torch.float64), accumulate=True
+    )
     return {
-        "settings": {"data": classes.name, "samples": len(data[0]), "batch": batch, "steps": steps, "rate": 1e-3, "std": 0.05},
+        "settings": {
+            "data": classes.name,
+            "samples": len(data[0]),
+            "batch": batch,
+            "steps": steps,
+            "rate": 1e-3,
+            "std": 0.05,
+        },
         "training": training.curve(),
         "mpc": training.watched,
         "after": after.curve(),
@@ -62,7 +71,9 @@ def compute(options: Options) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    figure, axes = panels(f"Merging the linearized layers of a classifier, {data['settings']['data']} (000, Fig. 8)", 2, 2)
+    figure, axes = panels(
+        f"Merging the linearized layers of a classifier, {data['settings']['data']} (000, Fig. 8)", 2, 2
+    )
     draw_curves(axes[0], {"ten hidden layers": data["training"]}, "loss", "training loss (cross entropy)", log=True)
     axes[0].plot(data["training"]["step"][-1], data["training"]["loss"][-1], "ko", markersize=5)
     draw_mpc(axes[1], data["training"]["step"], data["mpc"])
@@ -73,7 +84,9 @@ def draw(data: dict[str, Any]) -> Figure:
     axes[2].set_xlabel("training step after merging")
     axes[2].legend(fontsize=8)
     shown = axes[3].imshow(data["shares"], cmap="Greys", vmin=0, vmax=1)
-    axes[3].set(xlabel="class by the original", ylabel="class by the reduced network", xticks=range(10), yticks=range(10))
+    axes[3].set(
+        xlabel="class by the original", ylabel="class by the reduced network", xticks=range(10), yticks=range(10)
+    )
     figure.colorbar(shown, ax=axes[3], label="share of the original's class")
     return figure
 

@@ -2,9 +2,9 @@
 
     python examples/depth_paper/fig8.py [--data DIR]
 
-Ten hidden tanh layers of width 50. The printed setting (variance 0.05, SGD at 0.001, 100 epochs) has no linearized layer;
-ours is a standard deviation of 0.05 and Adam at 0.001. Quick: 1200 images, batches of 100. The layers whose MPC is above
-0.99 are merged at the end of the training, without a check, as in the paper; `le.prune` would check every merge.
+Ten hidden tanh layers of width 50. The printed setting (variance 0.05, SGD at 0.001, 100 epochs) has no linearized
+layer; ours is a standard deviation of 0.05 and Adam at 0.001. Quick: 1200 images, batches of 100. The layers whose MPC
+is above 0.99 are merged at the end of the training, without a check, as in the paper; `le.prune` would check each.
 """
 
 from copy import deepcopy

@@ -74,7 +74,7 @@ def test_fig8_merging_the_linearized_layers_keeps_the_classes(figure):
     found = figure["found"]
     before, after = found["hidden layers before and after"]
     assert before == 10
-    assert 2 <= before - after
+    assert before - after >= 2
     assert found["agreement right after merging"] > 0.95
     original, merged, _ = found["test accuracy before merging, right after, at the end"]
     assert original > 0.5  # of ten classes

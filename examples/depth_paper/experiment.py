@@ -320,7 +320,8 @@ def draw_mpc(axes: Axes, steps: Sequence[int], by_step: Sequence[Sequence[float]
     """The MPC of every hidden layer against the training step, as far as it is defined."""
     for number, values in enumerate(zip(*by_step, strict=True), start=1):
         known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-        axes.plot(*zip(*known, strict=True), linestyle=LINES[(number - 1) % len(LINES)], label=f"hidden layer {number}")
+        look = {"linestyle": LINES[(number - 1) % len(LINES)], "linewidth": 1.8 if number <= len(LINES) else 0.8}
+        axes.plot(*zip(*known, strict=True), **look, label=f"hidden layer {number}")
     axes.axhline(LINEAR, color="0.5", linewidth=0.8)
     axes.annotate(f"{LINEAR}", (0, LINEAR), fontsize=7, va="top")
     axes.set(xlabel="training step", ylabel="MPC")

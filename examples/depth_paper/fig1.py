@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 STDS = {1: 0.001, 2: 0.02, 3: 0.05}  # of the weights, by the number of hidden layers
-LIMITS = {"Iris": (0.8, 0.25), "images": (0.95, 0.5)}  # shares of the first loss between which a plateau is looked for
+LIMITS = {"Iris": (0.8, 0.5), "images": (0.95, 0.5)}  # shares of the first loss between which a plateau is looked for
 
 
 def compute(options: Options) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_embed.analysis import find_critical_point, hessian, inertia, spectrum
 from lightning_embed.errors import InputError
 from lightning_embed.operators import affine_segments, lift
-from lightning_embed.surgery.mlp import mlp, theta_of
+from lightning_embed.surgery import mlp, theta_of
 
 LOSS = nn.MSELoss()
 SEEDS = 40

@@ -39,16 +39,22 @@ class Options:
 
 
 def run(
-    name: str, doc: str, compute: Callable[[Options], dict[str, Any]], draw: Callable[[dict[str, Any]], Figure]
+    name: str,
+    doc: str,
+    compute: Callable[[Options], dict[str, Any]],
+    draw: Callable[[dict[str, Any]], Figure],
+    *,
+    of_images: bool = False,
 ) -> None:
     """Compute a figure's data, write `name`.json, draw `name`.png from them, and say what was found."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the paper's size instead of the quick one")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/depth_paper"), metavar="DIR", help="%(default)s")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of MNIST (downloaded there if absent); without it digits"
-    )
+    parser.set_defaults(data=None)
+    if of_images:
+        text = "folder of MNIST (downloaded there if absent); without it digits"
+        parser.add_argument("--data", type=Path, metavar="DIR", help=text)
     given = parser.parse_args()
     started = time.perf_counter()
     results = compute(Options(given.full, given.seed, given.data))

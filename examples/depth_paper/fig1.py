@@ -67,4 +67,4 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    run("fig1", __doc__, compute, draw)
+    run("fig1", __doc__, compute, draw, of_images=True)

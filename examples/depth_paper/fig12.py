@@ -77,4 +77,4 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    run("fig12", __doc__, compute, draw)
+    run("fig12", __doc__, compute, draw, of_images=True)

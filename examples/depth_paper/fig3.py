@@ -2,7 +2,7 @@
 
     python examples/depth_paper/fig3.py
 
-The paper: width 50, variance 0.01, gradient descent at 0.01. Quick: at 0.05, a fifth of the steps.
+The paper: width 50, variance 0.01, gradient descent at 0.01. Quick: at 0.05, for nearly as much time.
 """
 
 from typing import Any

@@ -92,4 +92,4 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    run("fig8", __doc__, compute, draw)
+    run("fig8", __doc__, compute, draw, of_images=True)

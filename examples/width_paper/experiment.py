@@ -48,7 +48,7 @@ def run(
     seconds = round(time.process_time() - started, 1)
     results = {"figure": name, "full": given.full, "seed": given.seed, "cpu_seconds": seconds, **results}
     given.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(results), indent=1, allow_nan=False)
+    text = json.dumps(plain(results), allow_nan=False)
     (given.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     draw(json.loads(text)).savefig(given.output / f"{name}.png", dpi=130)
     for key, value in results["found"].items():
@@ -82,6 +82,36 @@ def curve() -> tuple[Tensor, Tensor]:
     """
     x = torch.linspace(-2, 2, 50, dtype=torch.float64)[:, None]
     return x, exact()(x).detach()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as rows of numbers in 0..1 and their classes, to train on and to test on."""
+
+    name: str
+    inputs: Tensor
+    labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+
+
+def images(options: Options, count: int) -> Images:
+    """So many training images of MNIST, or, without a folder for it, of scikit-learn's digits, which is said aloud."""
+    order = torch.Generator().manual_seed(options.seed)
+    if options.data is None:
+        from sklearn.datasets import load_digits
+
+        print("No --data DIR for MNIST: scikit-learn's 1797 digits of 8 x 8 pixels stand in for it.")
+        digits = load_digits()
+        rows = torch.randperm(len(digits.target), generator=order)
+        inputs, labels = torch.tensor(digits.data, dtype=torch.float32)[rows] / 16, torch.tensor(digits.target)[rows]
+        return Images("digits", inputs[:count], labels[:count], inputs[count:], labels[count:])
+    from torchvision.datasets import MNIST
+
+    fit, test = (MNIST(str(options.data), train=part, download=True) for part in (True, False))
+    rows = torch.randperm(len(fit), generator=order)[:count]
+    inputs, test_inputs = (part.data.flatten(1).float() / 255 for part in (fit, test))
+    return Images("MNIST", inputs[rows], fit.targets[rows], test_inputs, test.targets)
 
 
 def gaussian(widths: tuple[int, ...], activation: nn.Module, std: float, seed: int) -> nn.Sequential:

@@ -1,0 +1,74 @@
+"""Fig. 4 of the width paper: the critical points of narrow networks, embedded in a width-3 network.
+
+    python examples/width_paper/fig4.py
+
+Many tanh networks of widths 1, 2 and 3 are trained on the curve of Fig. 1 and polished. Every critical function is
+embedded in width 3: its loss, its degree of degeneracy and its output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from experiment import Options, curve, run
+from matplotlib.figure import Figure
+from torch import nn
+
+from lightning_embed.analysis import Inertia, Landscape, LandscapePoint, Risk, landscape_diagram
+from lightning_embed.analysis.figures import landscape_figure
+from lightning_embed.surgery import mlp
+
+WIDTH = 3
+
+
+def compute(options: Options) -> dict[str, Any]:
+    trials, steps, rate = (200, 300_000, 0.005) if options.full else (5, 2000, 0.05)
+    landscape = landscape_diagram(curve(), WIDTH, trials=trials, steps=steps, rate=rate, seed=options.seed)
+    points = []
+    for point in landscape.points:
+        risk = Risk(mlp(point.embedded, nn.Tanh()), nn.MSELoss(), curve())
+        embedded = {"loss": risk.value(risk.point), "gradient": risk.gradient(risk.point).abs().sum()}
+        points.append({**point.to_dict(), "in_width_3": embedded})
+    found = {
+        f"critical functions of width {width}: loss (degeneracy in width {WIDTH}, found by trials)": [
+            f"{point.loss:.6f} ({point.inertia.zero if point.inertia else '?'}, {point.found})"
+            for point in landscape.points
+            if point.width == width
+        ]
+        for width in range(1, WIDTH + 1)
+    }
+    return {"trials": trials, "found": found, **landscape.to_dict(), "points": points}
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    return landscape_figure(
+        Landscape(
+            width=results["width"],
+            points=tuple(_point(one) for one in results["points"]),
+            unsettled=tuple(results["unsettled"]),
+            inputs=_tensor(results["inputs"]),
+            targets=_tensor(results["targets"]),
+        )
+    )
+
+
+def _point(one: dict[str, Any]) -> LandscapePoint:
+    counts = one["inertia"]
+    return LandscapePoint(
+        width=one["width"],
+        found=one["found"],
+        loss=one["loss"],
+        theta=tuple(tuple(_tensor(part) for part in layer) for layer in one["theta"]),
+        embedded=tuple(tuple(_tensor(part) for part in layer) for layer in one["embedded"]),
+        inertia=Inertia(**counts, threshold=0.0, gap=float("inf")) if counts else None,
+        outputs=_tensor(one["outputs"]),
+    )
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+if __name__ == "__main__":
+    run("fig4", __doc__, compute, draw)

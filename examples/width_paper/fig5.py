@@ -127,7 +127,7 @@ def draw(results: dict[str, Any]) -> Figure:
     count.plot(history["step"], history["groups"], "--", color="tab:red", label="groups")
     count.axhline(PAPERS_GROUPS, color="tab:red", linestyle=":", linewidth=0.8)
     count.set_ylabel("groups of neurons (dotted: the paper's 58)")
-    loss.legend(*[a + b for a, b in zip(loss.get_legend_handles_labels(), count.get_legend_handles_labels())], loc=0)
+    loss.legend(handles=[*loss.lines, count.lines[0]], fontsize=8)
     shown = cosines.imshow([[value / 100 for value in row] for row in results["similarity"]], cmap="gray_r", vmin=0)
     figure.colorbar(shown, ax=cosines, label="cosine of the input weights")
     cosines.set(xlabel="neuron, group by group", ylabel="neuron, group by group", title="(b) similarity")

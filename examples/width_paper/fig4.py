@@ -26,16 +26,16 @@ WIDTH = 3
 def compute(options: Options) -> dict[str, Any]:
     trials, steps, rate = (200, 300_000, 0.005) if options.full else (4, 3000, 0.2)
     landscape = landscape_diagram(curve(), WIDTH, trials=trials, steps=steps, rate=rate, seed=options.seed)
-    found_or_known = (*landscape.points, *known(landscape))
+    critical = (*landscape.points, *known(landscape))
     points = []
-    for point in found_or_known:
+    for point in critical:
         risk = Risk(mlp(point.embedded, nn.Tanh()), nn.MSELoss(), curve())
         embedded = {"loss": risk.value(risk.point), "gradient": risk.gradient(risk.point).abs().sum()}
         points.append({**point.to_dict(), "in_width_3": embedded})
     found = {
         f"critical functions of width {width}: loss (degeneracy in width {WIDTH}, found by trials)": [
             f"{point.loss:.6f} ({point.inertia.zero if point.inertia else '?'}, {point.found})"
-            for point in found_or_known
+            for point in critical
             if point.width == width
         ]
         for width in range(1, WIDTH + 1)
@@ -55,7 +55,7 @@ def known(landscape: Landscape) -> list[LandscapePoint]:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    return landscape_figure(
+    figure = landscape_figure(
         Landscape(
             width=results["width"],
             points=tuple(_point(one) for one in results["points"]),
@@ -64,6 +64,8 @@ def draw(results: dict[str, Any]) -> Figure:
             targets=_tensor(results["targets"]),
         )
     )
+    figure.suptitle("green: degree of degeneracy in width 3; dots: data; line: output", fontsize=10)
+    return figure
 
 
 def _point(one: dict[str, Any]) -> LandscapePoint:

@@ -78,7 +78,7 @@ def curve() -> tuple[Tensor, Tensor]:
     """50 points of a sum of three tanh steps.
 
     The 1-D data of Figs. 1, 3(a) and 4 are only drawn in the paper. These have a finite best fit for one neuron, as
-    those in the paper; of many other curves it is a straight line, which a neuron reaches at infinity only.
+    those in the paper; for many other curves its parameters grow into the hundreds, towards a straight line.
     """
     x = torch.linspace(-2, 2, 50, dtype=torch.float64)[:, None]
     return x, exact()(x).detach()

@@ -54,12 +54,18 @@ class Original:
         Returns:
             What was done, or None where nothing differs or too few rows tell how.
         """
-        done, names, changes = Applied(), [], []
-        for name, wanted in self._outputs.items():
-            linear = modules_by_name(model).get(name)
-            if not isinstance(linear, nn.Linear):
-                continue  # merged away
-            step = self._correction(model, name, linear, wanted, kept.get(name))
+        done = Applied()
+        names: list[str] = []
+        changes: list[tuple[Tensor, Tensor]] = []
+        modules = modules_by_name(model)
+        linears = {name: modules.get(name) for name in self._outputs}
+        left = {name: one for name, one in linears.items() if isinstance(one, nn.Linear)}  # the others are merged away
+        wanted = {name: _columns(self._outputs[name], kept.get(name)) for name in left}
+        differs = self._differ(model, left, wanted)
+        for name, linear in left.items():
+            if not names and name not in differs:
+                continue  # what lies before the first correction is as it was seen
+            step = self._correction(model, name, linear, wanted[name], kept.get(name))
             if step is not None:
                 done.extend(apply_step(model, step))
                 names.append(name)
@@ -71,9 +77,7 @@ class Original:
     def _correction(
         self, model: nn.Module, name: str, linear: nn.Linear, wanted: Tensor, kept: Tensor | None
     ) -> Reconstruction | None:
-        weight = self._weights[name]
-        if kept is not None:
-            wanted, weight = wanted[:, kept.to(wanted.device)], weight[:, kept.to(weight.device)]
+        weight = _columns(self._weights[name], kept)
         rows, work = len(wanted), len(wanted) * linear.in_features * linear.out_features
         if rows < ROWS_PER_INPUT * linear.in_features or work > OPERATIONS:
             return None
@@ -83,6 +87,27 @@ class Original:
             return None
         change, bias = reconstruct(inputs, error, weight, intercept=linear.bias is not None)
         return Reconstruction((name,), (change.cpu(),), (bias.cpu(),))
+
+    def _differ(self, model: nn.Module, linears: Mapping[str, nn.Linear], wanted: Mapping[str, Tensor]) -> set[str]:
+        """The Linears that put out something else than is wanted."""
+        found: set[str] = set()
+        rows = dict.fromkeys(linears, 0)
+
+        def hook_of(name: str) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+                now = thinned(output.detach(), self._cap)
+                begin, rows[name] = rows[name], rows[name] + len(now)
+                if not torch.equal(now, wanted[name][begin : rows[name]]):
+                    found.add(name)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, linear in linears.items():
+                stack.callback(linear.register_forward_hook(hook_of(name)).remove)
+            for tape in self._tapes:
+                replay(model, tape)
+        return found
 
     def _now(self, model: nn.Module, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """Rows that a Linear reads and puts out in the present model."""
@@ -131,6 +156,10 @@ class Original:
                     weights[name].append(thinned(squares, self._cap))
         found = [name for name in names if outputs[name]]
         return {n: torch.cat(outputs[n]) for n in found}, {n: torch.cat(weights[n]) for n in found}
+
+
+def _columns(values: Tensor, kept: Tensor | None) -> Tensor:
+    return values if kept is None else values[:, kept.to(values.device)]
 
 
 def _gradients(total: Tensor, leaves: Sequence[Tensor]) -> Iterator[Tensor]:

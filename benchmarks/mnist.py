@@ -13,7 +13,7 @@ CALIBRATION = 4096
 
 @dataclass(frozen=True)
 class Mnist:
-    """Images as rows of 784 numbers in 0..1, and their labels."""
+    """Images as rows of 784 numbers in 0..1 (or one channel of 28 × 28), and their labels."""
 
     images: Tensor
     labels: Tensor
@@ -30,6 +30,11 @@ class Mnist:
             data = MNIST(root=str(folder), train=training, download=not (folder / "MNIST" / "raw").exists())
             parts += [data.data.float().flatten(1) / 255, data.targets]
         return Mnist(*parts)
+
+    def as_images(self) -> Mnist:
+        """The same with images of one channel."""
+        images, test_images = (rows.reshape(-1, 1, 28, 28) for rows in (self.images, self.test_images))
+        return Mnist(images, self.labels, test_images, self.test_labels)
 
     def calibration(self, seed: int) -> Tensor:
         """Training images, without labels."""

@@ -5,10 +5,10 @@ import json
 import time
 from pathlib import Path
 
-from benchmarks.fidelity import layers, neurons, widths
+from benchmarks.fidelity import channels, layers, neurons, widths
 from benchmarks.mnist import Mnist
 
-PARTS = {"layers": layers, "neurons": neurons, "widths": widths}
+PARTS = {"layers": layers, "neurons": neurons, "widths": widths, "channels": channels}
 
 
 def main() -> None:

@@ -38,24 +38,25 @@ def run(data: Mnist, seeds: range) -> list[dict]:
 
 
 def _condensed(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[nn.Sequential, int, list[list[int]]]:
-    """Train on all images at once until about as many groups remain as neurons are wanted."""
+    """Train on all images at once: neurons fall into one group, which then parts; stop at about as many as wanted."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(784, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=WIDTH**-3.0)
     optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
-    best = None
+    condensed, best = False, None
     for step in range(1, MOST_STEPS + 1):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(images), labels).backward()
         optimizer.step()
-        if step >= 100 and step % 2 == 0:
-            groups = cosine_groups(augmented_weights(net[0].weight, net[0].bias), COSINE)
+        groups = cosine_groups(augmented_weights(net[0].weight, net[0].bias), COSINE) if step % 3 == 0 else []
+        condensed |= 0 < len(groups) <= GROUPS // 10
+        if condensed and groups:
             if best is None or abs(len(groups) - GROUPS) < abs(len(best[2]) - GROUPS):
                 best = copy.deepcopy(net), step, groups
-            if len(groups) > 1.5 * GROUPS:
+            if len(groups) > GROUPS:
                 break
-    assert best is not None
+    assert best is not None, "the neurons did not condense"
     return best
 
 

@@ -136,7 +136,7 @@ class EmbeddingMonitor(Callback):
             return metrics | {name: float(width) for name, width in kept if width is not None}
         if self.criteria.linearization is not None:
             metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))
-        return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers}
+        return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers if one.mpc is not None}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let go of the recorded batch."""

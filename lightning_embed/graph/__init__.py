@@ -1,6 +1,29 @@
 """The hidden layers of a model as they are seen in its calls: what feeds what, and what may be done to each."""
 
 from lightning_embed.graph.graph import Graph, HiddenLayer, observe
+from lightning_embed.graph.layout import (
+    Layer,
+    Layout,
+    input_layout,
+    input_weights,
+    is_layer,
+    output_layout,
+    patches,
+)
 from lightning_embed.graph.reasons import REASONS, Reason, legend
 
-__all__ = ["REASONS", "Graph", "HiddenLayer", "Reason", "legend", "observe"]
+__all__ = [
+    "REASONS",
+    "Graph",
+    "HiddenLayer",
+    "Layer",
+    "Layout",
+    "Reason",
+    "input_layout",
+    "input_weights",
+    "is_layer",
+    "legend",
+    "observe",
+    "output_layout",
+    "patches",
+]

@@ -1,4 +1,4 @@
-"""Follow a Linear's output through what was observed, to its consumers or to the reason why there are none."""
+"""Follow a layer's output through what was observed, to its consumers or to the reason why there are none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_embed.graph.observer import Frame, LinearCall, Observation, is_linear
+from lightning_embed.graph.layout import Layer, is_layer
+from lightning_embed.graph.observer import Frame, LayerCall, Observation, is_plain
 from lightning_embed.graph.reasons import Reason
 from lightning_embed.graph.regions import Region, slice_region
 from lightning_embed.tape.functions import function_name
@@ -20,7 +21,7 @@ from lightning_embed.tape.tree import canonical_name
 class Site:
     """One call of a layer: the region behind it, the region with identities in it, what consumers read."""
 
-    call: LinearCall
+    call: LayerCall
     region: Region
     bypass: Region
     given: Mapping[str, Tensor]
@@ -44,7 +45,7 @@ class Flow:
 
     @property
     def consumers(self) -> tuple[str, ...]:
-        """The Linears that read the layer."""
+        """The layers that read the layer."""
         return tuple(dict.fromkeys(name for name, _ in self.sites[0].region.posts))
 
 
@@ -58,13 +59,13 @@ def _slots(pairs: Sequence[tuple[str, object]]) -> dict[int, list[str]]:
 
 
 def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> dict[str, Reason]:
-    """The Linears whose weights are not theirs alone, or not plain parameters, or that are never called."""
+    """The layers whose weights are not theirs alone, or not plain parameters, or that are never called."""
     held = _slots(list(model.named_parameters(remove_duplicate=False)))
     called = {call.layer for seen in observations for call in seen.calls}
     uses, swapped = _weight_uses(observations), _swapped(observations)
     refused: dict[str, Reason] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not is_layer(module):
             continue
         name = canonical_name(path)
         reason = _not_plain(module, held)
@@ -81,21 +82,23 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
     return refused
 
 
-def _not_plain(module: nn.Linear, held: Mapping[int, list[str]]) -> Reason | None:
+def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
     for tensor in ("weight", "bias"):
         parameter = module._parameters.get(tensor)
         absent = tensor == "bias" and "bias" in module._parameters and parameter is None
         if parametrize.is_parametrized(module, tensor) or (type(parameter) is not nn.Parameter and not absent):
             return Reason("weight computed", tensor)
-        if not is_linear(module):
+        if not is_plain(module):
             return Reason("forward overridden", type(module).__name__)
+        if not isinstance(module, nn.Linear) and module.groups > 1:
+            return Reason("grouped convolution", f"groups={module.groups}")
         if parameter is not None and len(held[id(parameter)]) > 1:
             return Reason("weight shared", " = ".join(held[id(parameter)]))
     return None
 
 
 def _weight_uses(observations: Sequence[Observation]) -> dict[str, str]:
-    """What else than its own Linear used a parameter."""
+    """What else than its own layer used a parameter."""
     uses: dict[str, str] = {}
     for seen in observations:
         uses.update(seen.hidden_uses)
@@ -109,7 +112,7 @@ def _weight_uses(observations: Sequence[Observation]) -> dict[str, str]:
 
 
 def _swapped(observations: Sequence[Observation]) -> set[str]:
-    """Linears that ran with another tensor than their parameter, as `torch.func.functional_call` makes them."""
+    """Layers that ran with another tensor than their parameter, as `torch.func.functional_call` makes them."""
     return {
         call.layer
         for seen in observations
@@ -131,7 +134,7 @@ def follow(
     Args:
         model: where modules and parameters are held.
         name: the layer.
-        plain: Linears that are refused whatever is around them.
+        plain: layers that are refused whatever is around them.
         observations: all of one mode.
         exact: whether all calls must have the same arguments too, or only the same consumers.
 
@@ -230,7 +233,7 @@ class _Follower:
         return Site(call, region, bypass, given), set(needed), frames
 
     def _reach(self, at: int) -> tuple[set[int], list[int]] | Reason:
-        """The events that depend on this call alone and the calls of Linears that read them."""
+        """The events that depend on this call alone and the calls of layers that read them."""
         seen = self.seen
         members: set[int] = set()
         readers: list[int] = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
+from lightning_embed.graph.layout import is_layer, pads_zeros
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Probe, Region, same
@@ -23,12 +24,12 @@ from lightning_embed.tape.tree import canonical_name
 
 @dataclass(frozen=True, eq=False)
 class HiddenLayer:
-    """A Linear, the elementwise region behind it, and the Linears that read it. Names only, no modules.
+    """A Linear or convolution, the region behind it, and the layers that read it. Names only, no modules.
 
     Attributes:
-        name: canonical qualified name of the Linear.
-        consumers: names of the Linears that it alone feeds.
-        width: number of neurons.
+        name: canonical qualified name of the Linear or convolution.
+        consumers: names of the Linears and convolutions that it alone feeds.
+        width: number of neurons; those of a convolution are its channels.
         region: the program between; run it with `Graph.run_region`.
         region_modules: modules that lie wholly between, in the order of their calls; they become identities when the
             layer is removed.
@@ -37,6 +38,7 @@ class HiddenLayer:
         uniform: the same function in every column.
         odd: uniform, and f(-z) = -f(z).
         homogeneous: uniform, and f(cz) = c f(z) for c > 0.
+        intercept: whether the consumers' biases can stand for a neuron that is constant; not where they pad zeros.
         merge_neurons: why its neurons may not be merged; None when they may.
         merge_layer: why it may not be removed; None when it may.
     """
@@ -50,13 +52,14 @@ class HiddenLayer:
     uniform: bool = False
     odd: bool = False
     homogeneous: bool = False
+    intercept: bool = True
     merge_neurons: str | None = None
     merge_layer: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The hidden layers of a model, in the order of its modules, and the Linears that were refused, with reasons.
+    """The hidden layers of a model, in the order of its modules, and the layers that were refused, with reasons.
 
     It holds names and no modules, so it fits every copy of the model. `print(graph)` shows it as a table.
     """
@@ -83,7 +86,7 @@ class Graph:
             for layer in self.layers
         ]
         rows += [[name, "", "", "", str(reason), str(reason)] for name, reason in self.refused.items()]
-        heads = ["Linear", "width", "between", "read by", "neurons may merge", "layer may go"]
+        heads = ["layer", "width", "between", "read by", "neurons may merge", "layer may go"]
         table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
         return "\n".join([table, *legend(reason for row in rows for reason in row[4:])])
 
@@ -93,11 +96,12 @@ class Graph:
         Args:
             model: where parameters and buffers are looked up by name.
             layer: name of a layer of this graph.
-            pre: values in place of the Linear's output, shape (…, width); any number of samples.
+            pre: values in place of the layer's output, shape (…, width), of a convolution (samples, channels, …); any
+                number of samples.
             consumer: whose input is wanted; needed only where consumers read different values.
 
         Returns:
-            The consumer's input, in the shape of `pre`.
+            The consumer's input, of a Linear in the shape of `pre`.
 
         Raises:
             InputError: several consumers read different values and none was chosen.
@@ -119,17 +123,18 @@ class Graph:
         named = {name: known[name].clone() if id(known[name]) in buffers else known[name] for name in region.names}
         middle = (1,) * (len(region.shape) - 2)
         like = pre if pre.dim() == len(region.shape) else pre.reshape(-1, *middle, pre.shape[-1])
-        posts = region.run(named, like)
-        return posts[consumer or region.posts[0][0]].reshape(pre.shape)
+        post = region.run(named, like)[consumer or region.posts[0][0]]
+        return post if region.layout.positions else post.reshape(pre.shape)
 
 
 def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
-    """See, in eval and in train mode, which Linears are hidden layers and what may be done to them.
+    """See, in eval and in train mode, which layers are hidden and what may be done to them.
 
-    One tape of every distinct structure is replayed while functions, modules and tensors are watched. A Linear is a
-    hidden layer if its weights are plain parameters used by nothing else, every path from its output ends in other
-    Linears that it alone feeds, in every call and in both modes, and what lies between is elementwise: changing some
-    neurons (or samples) changes only those, and it can be cut to fewer neurons.
+    One tape of every distinct structure is replayed while functions, modules and tensors are watched. A Linear or
+    convolution is a hidden layer if its weights are plain parameters used by nothing else, every path from its output
+    ends in other such layers that it alone feeds, in every call and in both modes, and what lies between keeps neurons
+    apart: changing some of them (or some samples) changes only those, and it can be cut to fewer neurons. Positions
+    of a convolution's channels may mix, as pooling does; those behind a Linear may not.
 
     Args:
         model: the recorded module, or a copy.
@@ -180,7 +185,7 @@ def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
 
 def _graph(model: nn.Module, evaluated: Sequence[Observation], trained: Sequence[Observation], failure: str) -> Graph:
     plain = static_refusals(model, [*evaluated, *trained])
-    names = [canonical_name(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [canonical_name(name) for name, module in model.named_modules() if is_layer(module)]
     layers, refused = [], {}
     for name in dict.fromkeys(names):
         found = _layer(model, name, plain, evaluated, trained, failure)
@@ -230,13 +235,16 @@ def _layer(
     return HiddenLayer(
         name=name,
         consumers=flow.consumers,
-        width=site.call.pre.shape[-1],
+        width=site.call.neurons,
         region=site.region,
         region_modules=tuple(dict.fromkeys((*flow.modules, *in_training.modules))),
         per_neuron=traits.per_neuron,
         uniform=traits.uniform,
         odd=traits.odd,
         homogeneous=traits.homogeneous,
+        intercept=not any(
+            pads_zeros(one.module) for seen in evaluated for one in seen.calls if one.layer in flow.consumers
+        ),
         merge_neurons=None if neurons is None else str(neurons),
         merge_layer=None if layer is None else str(layer),
     )
@@ -262,6 +270,8 @@ def _unsaved(model: nn.Module, tensors: Iterable[str]) -> Reason | None:
 
 def _removable(flow: Flow, in_training: Flow, named: dict[str, Tensor]) -> Reason | None:
     """Why what lies between cannot be taken out of the way by identities in its modules' places."""
+    if flow.sites[0].region.layout.positions or any(one.positions for one in flow.sites[0].region.reads):
+        return Reason("convolution")
     for one in (flow, in_training):
         if one.shared:
             return Reason("activation shared", ", ".join(one.shared))

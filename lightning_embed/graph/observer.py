@@ -8,21 +8,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_embed.graph.layout import Layer, Layout, input_layout, is_layer, output_layout
 from lightning_embed.tape.functions import METADATA, function_name, raw_name
 from lightning_embed.tape.recorder import in_backward, storage_of, version_of
 from lightning_embed.tape.tape import Autocast, Tape, autocast_now, bind, execute, model_device, tensors_by_name
 from lightning_embed.tape.tree import Leaf, canonical_name, map_tensors, tensors_of
 
-INPUT = -1  # the origin of recorded data; other origins are numbers of calls of Linears
+INPUT = -1  # the origin of recorded data; other origins are numbers of calls of layers
+_COMPUTE = (nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)  # what layers do with their weights
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module computes exactly what nn.Linear computes from its weight and bias."""
-    return type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+def is_plain(module: Layer) -> bool:
+    """Whether a layer computes exactly what torch's class does with its weight and bias."""
+    theirs = next(one for one in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, one))
+    methods = ("forward", "_conv_forward") if theirs is not nn.Linear else ("forward",)
+    return all(getattr(type(module), name) is getattr(theirs, name) and name not in vars(module) for name in methods)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Slot(Leaf):
 
 @dataclass
 class Value:
-    """A tensor at one version: which data it depends on (an outcome of a Linear depends on that call alone)."""
+    """A tensor at one version: which data it depends on (an outcome of a layer depends on that call alone)."""
 
     tensor: Tensor
     origins: frozenset[int]
@@ -76,15 +81,30 @@ class Frame:
 
 
 @dataclass
-class LinearCall:
-    """One call of a Linear, with copies of its input and output."""
+class LayerCall:
+    """One call of a layer, with copies of its input and output."""
 
     layer: str
+    module: Layer
     event: int
     read: int
     made: int
     given: Tensor
     pre: Tensor
+
+    @property
+    def layout(self) -> Layout:
+        """Where the neurons are in its output."""
+        return output_layout(self.module)
+
+    @property
+    def neurons(self) -> int:
+        """Number of its neurons."""
+        return self.pre.shape[self.layout.dim]
+
+    def reads(self, neurons: int) -> Layout:
+        """Where the neurons of a layer before it are in its input."""
+        return input_layout(self.module, neurons)
 
 
 @dataclass
@@ -94,7 +114,7 @@ class Observation:
     values: list[Value] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
-    calls: list[LinearCall] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     read: dict[int, str] = field(default_factory=dict)  # origin -> function that handed a value to Python
     lost: dict[int, str] = field(default_factory=dict)  # origin -> module in which it was lost from sight
@@ -114,7 +134,7 @@ class Observer(TorchFunctionMode):
         self._unseen: dict[int, frozenset[int]] = {}  # storage -> origins of what was written out of sight
         self._alive: list[Tensor] = []
         self._open: list[int] = []
-        self._linears: dict[int, str] = {}
+        self._layers: dict[int, tuple[str, Layer]] = {}
         self._device = model_device(model)
         self._named = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
 
@@ -209,18 +229,18 @@ class Observer(TorchFunctionMode):
             given = tensors_of((args, kwargs))
             inputs = tuple(self.number(tensor) for tensor in given)
             versions = [version_of(tensor) for tensor in given]
-            linear = self._own_linear(func)
-            before = (given[0].detach().clone(),) if linear else ()
+            own = self._own_computation(func)
+            before = (given[0].detach().clone(),) if own else ()
             result = func(*args, **kwargs)
             changed = [t for t, version in zip(given, versions, strict=True) if version_of(t) != version]
-            self._note(func, (args, kwargs), inputs, result, changed, linear, before)
+            self._note(func, (args, kwargs), inputs, result, changed, own, before)
         return result
 
-    def _own_linear(self, func: Callable[..., Any]) -> str | None:
-        """The name of the Linear whose own computation this is."""
-        if func is not nn.functional.linear or not self._open:
+    def _own_computation(self, func: Callable[..., Any]) -> tuple[str, Layer] | None:
+        """The layer whose own computation this is."""
+        if func not in _COMPUTE or not self._open:
             return None
-        return self._linears.get(self.seen.frames[self._open[-1]].module)
+        return self._layers.get(self.seen.frames[self._open[-1]].module)
 
     def _note(
         self,
@@ -229,7 +249,7 @@ class Observer(TorchFunctionMode):
         inputs: tuple[int, ...],
         result: Any,
         changed: list[Tensor],
-        linear: str | None,
+        own: tuple[str, Layer] | None,
         before: tuple[Tensor, ...],
     ) -> None:
         seen = self.seen
@@ -237,7 +257,7 @@ class Observer(TorchFunctionMode):
         args, kwargs = map_tensors(lambda _: Slot(next(numbers)), arguments)
         event, at = len(seen.events), len(seen.calls)
         origins = frozenset().union(*(seen.values[number].origins for number in inputs))
-        carried = frozenset({at}) if linear else origins
+        carried = frozenset({at}) if own else origins
         returned = tensors_of(result)
         results = tuple(self._result(tensor, carried, event) for tensor in returned)
         writes = self._writes(changed, carried, event)
@@ -259,12 +279,12 @@ class Observer(TorchFunctionMode):
                 self._open[-1] if self._open else None,
                 autocast_now(self._device),
                 carried,
-                at if linear else None,
+                at if own else None,
             )
         )
-        if linear:
+        if own:
             pre = returned[0].detach().clone()
-            seen.calls.append(LinearCall(linear, event, inputs[0], results[0], before[0], pre))
+            seen.calls.append(LayerCall(*own, event, inputs[0], results[0], before[0], pre))
 
     def _result(self, tensor: Tensor, origins: frozenset[int], event: int) -> int:
         key = (id(tensor), version_of(tensor))
@@ -295,8 +315,8 @@ class Observer(TorchFunctionMode):
             if id(module) in hooked:
                 continue
             hooked.add(id(module))
-            if is_linear(module):
-                self._linears[id(module)] = canonical_name(name)
+            if is_layer(module) and is_plain(module):
+                self._layers[id(module)] = canonical_name(name), module
             before, after = self._hooks(canonical_name(name))
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)

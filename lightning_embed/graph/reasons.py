@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 REASONS: dict[str, str] = {
     "joined by": "the layer's values meet other data in this function (a residual, gate or concatenation) before they "
-    "reach a Linear; let each consumer read one layer alone",
+    "reach the next layer; let each consumer read one layer alone",
     "is the model's output": "what the layer computes is returned by the recorded calls, so its neurons are outputs",
     "columns mix": "what lies between the layer and its consumers (softmax, layer norm) lets one neuron change another",
     "rows mix": "what lies between the layer and its consumers lets one sample or position change another",
@@ -19,8 +19,11 @@ REASONS: dict[str, str] = {
     "weight computed": "the weight is no plain parameter (weight norm, parametrization, pruning mask); "
     "remove the parametrization first",
     "weight shared": "the weight or bias is held by another module too, or used by another function",
-    "forward overridden": "the class or instance replaces nn.Linear's forward, so what it computes is not known",
-    "consumer shared": "the consuming Linear is fed by other data too, in this or another call",
+    "forward overridden": "the class or instance replaces the forward of torch's layer, so what it computes is unknown",
+    "grouped convolution": "each group reads only some channels, so that channels cannot be merged across groups",
+    "convolution": "two convolutions in a row make no convolution of the same kernel; their channels may merge, though",
+    "no batch dimension": "the convolution is called on a single sample; give it a leading dimension",
+    "consumer shared": "the consuming layer is fed by other data too, in this or another call",
     "calls disagree": "the layer is called several times and different things lie behind it",
     "differs in train mode": "in train mode other functions consume the layer than in eval mode",
     "value read by code": "the program reads a value of the layer as a number (if, item, numpy), so what it does next "
@@ -29,12 +32,12 @@ REASONS: dict[str, str] = {
     "activation in code": "a function call or operator lies between, which cannot be taken out; use a module for it",
     "activation shared": "a module between is used elsewhere too; give each layer a module of its own",
     "batch-norm statistics lag": "running statistics have not settled yet; train on, or update them",
-    "consumers differ": "the Linears that read the layer read different values of it, so no one refit serves them all",
+    "consumers differ": "those that read the layer read different values of it, so no one refit serves them all",
     "values not finite": "the layer computes NaN or infinite values on the calibration data; look at data and weights",
     "too few samples": "the calibration data are too few to fit what would replace the merged part; give more",
     "frozen beside trainable": "the layer and its consumer would become one weight, but only one of them is trained; "
     "freeze or unfreeze both",
-    "no consumer": "some of what is computed from the layer is used by no Linear that was seen",
+    "no consumer": "some of what is computed from the layer is used by no Linear or convolution that was seen",
     "never called": "the recorded calls do not use it; record a step that does",
 }
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_embed.graph.observer import LinearCall, Observation, Slot
+from lightning_embed.graph.layout import Layout
+from lightning_embed.graph.observer import LayerCall, Observation, Slot
 from lightning_embed.graph.reasons import Reason
 from lightning_embed.tape.functions import SHAPES, function_name, portable
 from lightning_embed.tape.tape import Autocast, Named
@@ -33,21 +34,26 @@ class Instruction:
     results: tuple[int, ...]
     writes: tuple[tuple[int, int], ...]
     autocast: tuple[Autocast, ...]
+    shape: tuple[int, ...]  # of the first value that it was given
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """An elementwise program from a layer's output to the inputs of its consumers.
+    """A program from a layer's output to the inputs of its consumers, in which every neuron is on its own.
 
     Attributes:
         instructions: the calls in order; slot 0 is the layer's output.
         posts: (consumer, slot that it reads).
         shape: of the layer's output when it was observed.
+        reads: where the neurons are in what each consumer reads.
+        layout: where they are in the layer's output.
     """
 
     instructions: tuple[Instruction, ...]
     posts: tuple[tuple[str, int], ...]
     shape: tuple[int, ...]
+    reads: tuple[Layout, ...]
+    layout: Layout
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +89,7 @@ class Region:
 
         Args:
             named: parameters and buffers.
-            pre: in place of the layer's output, shape (…, width), with as many dimensions as it has.
+            pre: in place of the layer's output, with as many dimensions as it has.
 
         Returns:
             The input of each consumer. `pre` is not changed.
@@ -100,7 +106,9 @@ class Region:
 
             args, kwargs = map_leaves(resolve, (one.args, one.kwargs))
             if function_name(one.function) in SHAPES:
-                args, kwargs = _resized((args, kwargs), self.shape, tuple(pre.shape))
+                # around features sizes are the layer's; pooled and flattened maps have their own
+                old, new = (one.shape, tensors_of((args, kwargs))) if self.layout.positions else (self.shape, [pre])
+                args, kwargs = _resized((args, kwargs), old, tuple(new[0].shape) if new else old)
             with ExitStack() as stack:
                 for state in one.autocast:
                     stack.enter_context(state.enter())
@@ -114,7 +122,8 @@ def _resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
     """Arguments in which sizes that the program wrote down follow the tensor.
 
     Written sizes are matched with the observed ones from the right, because features come last: of (8, 8) the last
-    is the width, of (-1, 8) too, and the 8 of (8, -1) is a number of rows. Sizes in excess, as in (8, 1, 8), are new.
+    is the width, of (-1, 8) too, and the 8 of (8, -1) is a number of rows. A written size may also be the product of
+    neighbouring ones. Sizes in excess, as in (8, 1, 8), are new.
     """
     if old == new:
         return arguments
@@ -123,12 +132,16 @@ def _resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
     for size in reversed(written):
         one = next((dim for dim in range(at, -1, -1) if old[dim] == size), None)
         many = next((dim for dim in range(at, 0, -1) if prod(old[: dim + 1]) == size), None)
+        run = next((dim for dim in range(at, 0, -1) if prod(old[dim : at + 1]) == size), None)
         if one is not None:
             matched.append(new[one])
             at = one - 1
         elif many is not None:
             matched.append(prod(new[: many + 1]))
             at = -1
+        elif run is not None:
+            matched.append(prod(new[run : at + 1]))
+            at = run - 1
         else:
             matched.append(size)
             at -= excess <= 0
@@ -143,7 +156,7 @@ def _real(number: int, instead: Mapping[int, int]) -> int:
     return number
 
 
-def _needed(seen: Observation, call: LinearCall, targets: Sequence[int], instead: Mapping[int, int]) -> frozenset[int]:
+def _needed(seen: Observation, call: LayerCall, targets: Sequence[int], instead: Mapping[int, int]) -> frozenset[int]:
     """Numbers of the events that values are computed by, back to a Linear's output."""
     needed: set[int] = set()
     reached = {call.made}
@@ -161,9 +174,9 @@ def _needed(seen: Observation, call: LinearCall, targets: Sequence[int], instead
 
 
 def slice_region(
-    seen: Observation, call: LinearCall, targets: Sequence[tuple[str, int]], instead: Mapping[int, int]
+    seen: Observation, call: LayerCall, targets: Sequence[tuple[str, int]], instead: Mapping[int, int]
 ) -> tuple[Region, frozenset[int]]:
-    """The calls that lead from a Linear's output to the given values, and the numbers of their events.
+    """The calls that lead from a layer's output to the given values, and the numbers of their events.
 
     Args:
         seen: an observation.
@@ -194,9 +207,13 @@ def slice_region(
         args, kwargs = map_leaves(leaf, (event.args, event.kwargs))
         results = tuple(slot(one) for one in event.results)
         writes = tuple((slot(new), slot(old)) for new, old in event.writes if old in slots)
-        instructions.append(Instruction(portable(event.function), args, kwargs, results, writes, event.autocast))
+        shape = tuple(seen.values[_real(event.inputs[0], instead)].tensor.shape) if event.inputs else ()
+        function = portable(event.function)
+        instructions.append(Instruction(function, args, kwargs, results, writes, event.autocast, shape))
     posts = tuple((consumer, slot(_real(number, instead))) for consumer, number in targets)
-    return Region(tuple(instructions), posts, tuple(call.pre.shape)), needed
+    consumers = {one.layer: one for one in seen.calls}
+    reads = tuple(consumers[name].reads(call.neurons) for name, _ in posts)
+    return Region(tuple(instructions), posts, tuple(call.pre.shape), reads, call.layout), needed
 
 
 # ---- what a region does, found out by running it ----
@@ -217,10 +234,6 @@ def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=0.0, atol=tolerance, equal_nan=True)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
-
-
 @dataclass(frozen=True)
 class Traits:
     """What is known of a region that passed every test; see `HiddenLayer`."""
@@ -236,65 +249,96 @@ class Probe:
     """Runs a region on copies of values, parameters and buffers, in eval mode."""
 
     def __init__(self, region: Region, named: Mapping[str, Tensor], pre: Tensor) -> None:
-        self.region = region
+        self.region, self.layout = region, region.layout
         self.named = {name: named[name].detach().clone() for name in region.names}
         self.pre = pre
-        self.width = pre.shape[-1]
+        self.width = pre.shape[self.layout.dim]
         self.generator = torch.Generator(pre.device).manual_seed(0)
-        flat = _flat(pre)
-        self.rows = torch.linspace(0, len(flat) - 1, min(len(flat), _FEW), device=pre.device).long().flip(0)
-        self.few = flat[self.rows].reshape(-1, *(1,) * (pre.dim() - 2), self.width)
+        samples = self._samples(pre)
+        self.rows = torch.linspace(0, len(samples) - 1, min(len(samples), _FEW), device=pre.device).long().flip(0)
+        self.few = samples[self.rows]
+        if not self.layout.positions:
+            self.few = self.few.reshape(-1, *(1,) * (pre.dim() - 2), self.width)
 
-    def run(self, pre: Tensor, named: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-        """The inputs of all consumers, without duplicates."""
+    def _samples(self, value: Tensor) -> Tensor:
+        """What must not mix, apart along the first dimension: samples and, unless neurons are maps, positions."""
+        return value if self.layout.positions else value.reshape(-1, value.shape[-1])
+
+    def run(self, pre: Tensor, named: Mapping[str, Tensor] | None = None) -> list[tuple[Layout, Tensor]]:
+        """The inputs of all consumers, without duplicates, and where the neurons are in them."""
         copies = {name: tensor.clone() for name, tensor in (self.named if named is None else named).items()}
         found = self.region.run(copies, pre)
-        slots = {slot: found[consumer] for consumer, slot in self.region.posts}
+        ways = zip(self.region.posts, self.region.reads, strict=True)
+        slots = {(slot, layout): (layout, found[consumer]) for (consumer, slot), layout in ways}
         return list(slots.values())
 
     def refusal(self, given: Mapping[str, Tensor]) -> Reason | None:
-        """Why the region is no elementwise function of the layer's output.
+        """Why the region does not keep neurons and samples apart.
 
         Args:
             given: what each consumer really read.
         """
-        for post in given.values():
-            if post.shape[-1:] != self.pre.shape[-1:] or post.numel() != self.pre.numel():
+        if self.layout.positions and self.pre.dim() != -self.layout.dim + 1:
+            return Reason("no batch dimension")
+        for (consumer, _), layout in zip(self.region.posts, self.region.reads, strict=True):
+            post = given[consumer]
+            maps = self.layout.positions and len(post) == len(self.pre) and layout.fits(post, self.width)
+            if not maps and (post.shape[-1:] != self.pre.shape[-1:] or post.numel() != self.pre.numel()):
                 return Reason("changes size", f"from {tuple(self.pre.shape)} to {tuple(post.shape)}")
         first, second = self.run(self.pre), self.run(self.pre)
-        if not all(map(same, first, second)):
+        if not all(same(one, other) for (_, one), (_, other) in zip(first, second, strict=True)):
             return Reason("random in eval")
         again = self.region.run({name: tensor.clone() for name, tensor in self.named.items()}, self.pre)
         for consumer, post in given.items():
             if not same(again[consumer], post):
                 return Reason("lost from sight in", f"the way to {consumer!r}")
-        if any(self._leaks(self.pre, scale, columns=False) for scale in _SCALES):
+        if any(self._rows_leak(scale) for scale in _SCALES):
             return Reason("rows mix", ", ".join(self.region.functions))
         reason = self._differing_rows(first)
-        if reason is None and any(self._leaks(self.few, scale, columns=True) for scale in _SCALES):
+        if reason is None and any(self._columns_leak(scale) for scale in _SCALES):
             return Reason("columns mix", ", ".join(self.region.functions))
         return reason
 
-    def _leaks(self, pre: Tensor, scale: float, *, columns: bool) -> bool:
-        """Whether changing some columns (or rows) changes others."""
-        flat, before = _flat(pre), self.run(pre)
-        noise = torch.randn(flat.shape, generator=self.generator, device=flat.device).to(flat.dtype)
-        chosen = torch.rand(flat.shape[int(columns)], generator=self.generator, device=flat.device) < 0.5
-        for mask in (chosen, ~chosen):
-            changes = mask.expand(flat.shape) if columns else mask[:, None].expand(flat.shape)
-            new = torch.where(changes, flat + scale * (1 + flat.abs().mean()) * noise, flat)
-            for old, now in zip(before, self.run(new.reshape(pre.shape)), strict=True):
-                if old.shape != now.shape or not same(_flat(old)[~changes], _flat(now)[~changes]):
+    def _half(self, of: int) -> Tensor:
+        return torch.rand(of, generator=self.generator, device=self.pre.device) < 0.5
+
+    def _moved(self, value: Tensor, scale: float) -> Tensor:
+        noise = torch.randn(value.shape, generator=self.generator, device=value.device).to(value.dtype)
+        return value + scale * (1 + value.abs().mean()) * noise
+
+    def _rows_leak(self, scale: float) -> bool:
+        """Whether changing some samples changes others."""
+        samples, before = self._samples(self.pre), self.run(self.pre)
+        moved = self._moved(samples, scale)
+        half = self._half(len(samples))
+        for changed in (half, ~half):
+            apart = changed.reshape(-1, *(1,) * (samples.dim() - 1))
+            new = torch.where(apart, moved, samples).reshape(self.pre.shape)
+            for (_, old), (_, now) in zip(before, self.run(new), strict=True):
+                if old.shape != now.shape or not same(self._samples(old)[~changed], self._samples(now)[~changed]):
                     return True
         return False
 
-    def _differing_rows(self, whole: list[Tensor]) -> Reason | None:
+    def _columns_leak(self, scale: float) -> bool:
+        """Whether changing some neurons changes others."""
+        before, moved = self.run(self.few), self._moved(self.few, scale)
+        half = self._half(self.width)
+        for changed in (half, ~half):
+            apart = changed.reshape(-1, *(1,) * (-1 - self.layout.dim))
+            rest = torch.nonzero(~changed).flatten()
+            for (layout, old), (_, now) in zip(before, self.run(torch.where(apart, moved, self.few)), strict=True):
+                if old.shape != now.shape or not same(layout.select(old, rest), layout.select(now, rest)):
+                    return True
+        return False
+
+    def _differing_rows(self, whole: list[tuple[Layout, Tensor]]) -> Reason | None:
         """Whether rows taken out of their places cannot stand for themselves."""
         try:
             posts = self.run(self.few)
         except Exception as error:  # noqa: BLE001  # any failure means that the rows need each other
             return Reason("rows differ", str(error))
-        if all(close(_flat(post), _flat(old)[self.rows]) for post, old in zip(posts, whole, strict=True)):
+        pairs = zip(posts, whole, strict=True)
+        if all(close(self._samples(post), self._samples(old)[self.rows]) for (_, post), (_, old) in pairs):
             return None
         return Reason("rows differ", ", ".join(self.region.functions))
 
@@ -305,8 +349,8 @@ class Probe:
             return Traits(uniform=False, odd=False, homogeneous=False, per_neuron=per_neuron, cut=cut)
         wide = self._wide()
         plus, minus, double = self.run(wide), self.run(-wide), self.run(2 * wide)
-        odd = all(close(-m, p) for m, p in zip(minus, plus, strict=True))
-        homogeneous = all(close(d, 2 * p) for d, p in zip(double, plus, strict=True))
+        odd = all(close(-m, p) for (_, m), (_, p) in zip(minus, plus, strict=True))
+        homogeneous = all(close(d, 2 * p) for (_, d), (_, p) in zip(double, plus, strict=True))
         return Traits(uniform=True, odd=odd, homogeneous=homogeneous, per_neuron=per_neuron, cut=cut)
 
     def _wide(self) -> Tensor:
@@ -315,9 +359,11 @@ class Probe:
 
     def _uniform(self) -> bool:
         for _ in range(8):
-            posts = self.run(self._wide()[..., :1].expand(self.few.shape))
-            if not all(close(post, post[..., :1].expand(post.shape)) for post in posts):
-                return False
+            first = self._wide().narrow(self.layout.dim, 0, 1)
+            for layout, post in self.run(first.expand(self.few.shape)):
+                rows = layout.rows(post)
+                if not close(rows, rows[:, :1].expand(rows.shape)):
+                    return False
         return True
 
     def _cut(self) -> tuple[tuple[tuple[str, int], ...], Reason | None]:
@@ -326,7 +372,7 @@ class Probe:
             return (), None
         kept = torch.randperm(self.width, generator=self.generator, device=self.pre.device)[: self.width // 2].sort()[0]
         wide = self._wide()
-        whole = [_flat(post)[:, kept] for post in self.run(wide)]
+        whole = [layout.select(post, kept) for layout, post in self.run(wide)]
         shapes = [(name, tensor.shape) for name, tensor in self.named.items()]
         choices = [
             [(name, dim) for dim in reversed(range(len(shape))) if shape[dim] == self.width] + [None]
@@ -337,10 +383,10 @@ class Probe:
             dims = tuple(one for one in combination if one is not None)
             named = {**self.named, **{name: self.named[name].index_select(dim, kept) for name, dim in dims}}
             try:
-                posts = self.run(wide[..., kept], named)
+                posts = self.run(self.layout.select(wide, kept), named)
             except Exception as error:  # noqa: BLE001  # any failure means that this is not how it is cut
                 failure = str(error)
                 continue
-            if all(close(_flat(post), part) for post, part in zip(posts, whole, strict=True)):
+            if all(close(post, part) for (_, post), part in zip(posts, whole, strict=True)):
                 return dims, None
         return (), Reason("cannot be cut", failure)

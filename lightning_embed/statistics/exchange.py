@@ -13,7 +13,9 @@ _ROUNDS = 2
 _GAIN = 1e-6  # relative gain below which a swap is rounding
 
 
-def exchange(features: Tensor, consumer_weight: Tensor, kept: Sequence[int]) -> tuple[int, ...]:
+def exchange(
+    features: Tensor, consumer_weight: Tensor, kept: Sequence[int], *, intercept: bool = True
+) -> tuple[int, ...]:
     r"""Swap kept neurons for others as long as what the consumers receive is carried better.
 
     `span_order` chooses greedily: a neuron that was the best first one may be one too many later. Each kept
@@ -29,6 +31,7 @@ def exchange(features: Tensor, consumer_weight: Tensor, kept: Sequence[int]) -> 
         features: post, shape (samples, neurons).
         consumer_weight: weights of the consumers, stacked, shape (outputs, neurons).
         kept: neuron numbers to begin with.
+        intercept: whether the constant belongs to the span, as in `span_order`.
 
     Returns:
         As many neuron numbers, increasing.
@@ -40,7 +43,7 @@ def exchange(features: Tensor, consumer_weight: Tensor, kept: Sequence[int]) -> 
     >>> exchange(h, torch.ones(1, 3), [0])  # the third is the sum of the others
     (2,)
     """
-    gram, weight = weighted_gram(features, consumer_weight)
+    gram, weight, floor = weighted_gram(features, consumer_weight, intercept=intercept)
     width = len(gram)
     chosen = list(kept)
     if len(set(chosen)) != len(chosen) or not all(0 <= neuron < width for neuron in chosen):
@@ -49,7 +52,7 @@ def exchange(features: Tensor, consumer_weight: Tensor, kept: Sequence[int]) -> 
         weight = torch.linalg.qr(weight, mode="r").R
     if not 0 < len(chosen) < width or len(chosen) * len(weight) * width > MAX_OPERATIONS:
         return tuple(sorted(chosen))
-    return _Sweeps(gram, weight, chosen).improve()
+    return _Sweeps(gram, weight, floor, chosen).improve()
 
 
 class _Sweeps:
@@ -58,13 +61,12 @@ class _Sweeps:
     After sweeping the kept set K, `table` holds −G_KK⁻¹ on K, G_KK⁻¹ G_KN between K and the others N, and R on N.
     """
 
-    def __init__(self, gram: Tensor, weight: Tensor, kept: list[int]) -> None:
-        self.table, self.weight = gram, weight
-        self.floor = len(gram) * torch.finfo(gram.dtype).eps * float(gram.diagonal().amax())
+    def __init__(self, gram: Tensor, weight: Tensor, floor: Tensor, kept: list[int]) -> None:
+        self.table, self.weight, self.floor = gram, weight, floor
         self.out = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
         self.kept: list[int] = []
         for neuron in kept:
-            if gram[neuron, neuron] > self.floor:
+            if gram[neuron, neuron] > floor[neuron]:
                 self._sweep(neuron)
                 self.kept.append(neuron)
                 self.out[neuron] = False

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lightning_embed.errors import InputError
 
+_TIE = 1e-6  # relative difference of gains that are equal but for rounding
+_UNITS = 4.0  # roundings, of a feature's own dtype, by which copies of one neuron were seen to differ
+
 
 @dataclass(frozen=True, eq=False)
 class Span:
@@ -34,7 +37,7 @@ def _check_features(features: Tensor) -> None:
         raise InputError("`features` holds NaN or infinite values; find where the model makes them first.")
 
 
-def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> Span:
+def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float, *, intercept: bool = True) -> Span:
     r"""Order the neurons by how much of what the consumers receive each adds to the span.
 
     A neuron is redundant when its feature lies in the span of the kept features and the constant (001,
@@ -52,6 +55,8 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
         consumer_weight: weights of the consumers, stacked, shape (outputs, neurons).
         tolerance: residual fraction at which to stop, in [0, 1]; 0 stops where rounding errors are left,
             from about 1e-5 on.
+        intercept: whether the constant belongs to the span; if not, G is the second moment about 0. It does not
+            where no bias can make up for it, as before a convolution that pads with zeros.
 
     Returns:
         The kept neurons and the residual fractions; empty if no feature varies or none is read. With few
@@ -61,19 +66,19 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float) -> S
         InputError: the shapes do not fit, the tolerance is outside [0, 1], or values are not finite.
 
     >>> h = torch.tensor([[0.0, 0.0, 1.0], [1.0, 2.0, 1.0], [2.0, 4.0, 1.0]])
-    >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the second is twice the first, the third constant
-    (0,)
+    >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the first is half the second, the third constant
+    (1,)
     """
     if not 0.0 <= tolerance <= 1.0:
         raise InputError(f"`tolerance` is {tolerance}; a residual fraction between 0 and 1 is needed.")
-    return _greedy(*weighted_gram(features, consumer_weight), tolerance)
+    return _greedy(*weighted_gram(features, consumer_weight, intercept=intercept), tolerance)
 
 
-def weighted_gram(features: Tensor, consumer_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariance of the features, each scaled by the norm of its weights, and the weights over that norm.
+def weighted_gram(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariance of the features, each scaled by the norm of its weights; the weights over that norm; a floor.
 
-    What is chosen does not depend on the features' units; with the consumers' norm moved into them, one floor for
-    rounding errors serves all.
+    What is chosen does not depend on the features' units. A variance at or below the floor, shape (neurons,), may be
+    rounding alone: that of the sums, or that of the features themselves, which two copies of a neuron need not share.
     """
     _check_features(features)
     if consumer_weight.ndim != 2 or consumer_weight.shape[1] != features.shape[1]:
@@ -85,33 +90,43 @@ def weighted_gram(features: Tensor, consumer_weight: Tensor) -> tuple[Tensor, Te
         raise InputError("`consumer_weight` holds NaN or infinite values; restore a finite model first.")
     weight = consumer_weight.detach().double()
     norms = torch.linalg.vector_norm(weight, dim=0)
-    scaled = features.detach().double()
-    scaled = (scaled - scaled.mean(0)) * norms
-    return scaled.T @ scaled / scaled.shape[0], weight / norms.where(norms > 0, 1.0)
+    scaled = features.detach().double() * norms
+    power = scaled.square().mean(0)
+    if intercept:
+        scaled = scaled - scaled.mean(0)
+    gram = scaled.T @ scaled / scaled.shape[0]
+    floor = torch.maximum(
+        len(norms) * torch.finfo(gram.dtype).eps * gram.diagonal().amax(),
+        (_UNITS * torch.finfo(features.dtype).eps) ** 2 * power,
+    )
+    return gram, weight / norms.where(norms > 0, 1.0), floor
 
 
-def _greedy(gram: Tensor, weight: Tensor, tolerance: float) -> Span:
+def _greedy(gram: Tensor, weight: Tensor, floor: Tensor, tolerance: float) -> Span:
     """Pivot on `gram` (neurons, neurons), G of `span_order`, read by `weight` (outputs, neurons), W.
 
     With l the new column of the Cholesky factor, R loses l lᵀ and Q = R Wᵀ W R loses l fᵀ + f lᵀ, where
     f = Q[:, pivot] / √R[pivot, pivot] - ‖W l‖² l / 2. Only the diagonals of R and Q and the rows l, f are
-    kept up to date; a full R would be rewritten at every pivot.
+    kept up to date; a full R would be rewritten at every pivot. Where R or Q are rounding alone, their ratio may be
+    anything.
     """
     width = gram.shape[0]
     received = weight @ gram
     total = (received * weight).sum()
     read = received.T @ received
     gram_diagonal, read_diagonal = gram.diagonal().clone(), read.diagonal().clone()
-    floor = width * torch.finfo(gram.dtype).eps * gram_diagonal.amax()
+    read_floor = width * torch.finfo(gram.dtype).eps * read_diagonal.amax()
     factor, half = torch.empty_like(gram), torch.empty_like(gram)
     kept: list[int] = []
     residual: list[Tensor] = []
     left, fraction = total, 1.0
     while len(kept) < width and total > 0 and fraction > tolerance:
-        gain = torch.where(gram_diagonal > floor, read_diagonal / gram_diagonal, 0.0)
-        pivot = int(gain.argmax())
-        if gain[pivot] <= 0:
+        told = (gram_diagonal > floor) & (read_diagonal > read_floor)
+        gain = torch.where(told, read_diagonal / gram_diagonal, 0.0)
+        if gain.amax() <= 0:
             break
+        # of equals the one with most variance left: its multiple stands for the others with smaller numbers
+        pivot = int(torch.where(gain >= (1 - _TIE) * gain.amax(), gram_diagonal, 0.0).argmax())
         k, scale = len(kept), gram_diagonal[pivot].sqrt()
         column = (gram[pivot] - factor[:k, pivot] @ factor[:k]) / scale
         f = read[pivot] - factor[:k, pivot] @ half[:k] - half[:k, pivot] @ factor[:k]
@@ -147,7 +162,9 @@ def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> i
     return len(span_order(features, consumer_weight, tolerance).kept)
 
 
-def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
+def refit(
+    features: Tensor, kept: Sequence[int], ridge: float = 1e-6, *, intercept: bool = True
+) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
     $h \approx M h_{kept} + s$ with $M = C_{all,kept} (C_{kept,kept} + r \bar\lambda I)^{-1}$, C the
@@ -161,6 +178,7 @@ def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[T
         features: post, shape (samples, neurons).
         kept: numbers of the kept neurons, in the order that the columns of M shall have.
         ridge: r, relative to the mean eigenvalue, above 0.
+        intercept: whether the constant may be used; if not, C is the second moment about 0 and s = 0.
 
     Returns:
         M, shape (neurons, len(kept)), and s, shape (neurons,), both float64.
@@ -180,7 +198,7 @@ def refit(features: Tensor, kept: Sequence[int], ridge: float = 1e-6) -> tuple[T
     if not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
-    mean = h.mean(0)
+    mean = h.mean(0) if intercept else h.new_zeros(width)
     index = torch.tensor(list(kept), dtype=torch.long, device=h.device)
     centered = h - mean
     basis = centered[:, index]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
+from lightning_embed.graph import Layer, input_layout, input_weights, is_layer
 from lightning_embed.operators import merge_layers, merge_neurons
 from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
 from lightning_embed.surgery.edit import Edits, submodule
@@ -137,13 +138,20 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
+def _layer(model: nn.Module, name: str) -> Layer:
     module = _module(model, name)
-    if not isinstance(module, nn.Linear):
+    if not is_layer(module):
         raise InputError(
-            f"The plan merges {name!r}, which is a {type(module).__name__} and not an nn.Linear in this model; "
+            f"The plan merges {name!r}, which is a {type(module).__name__} in this model and no Linear or convolution; "
             "was it applied already?"
         )
+    return module
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = _layer(model, name)
+    _require(isinstance(module, nn.Linear), name, f"it is a {type(module).__name__}, which has no such merge")
+    assert isinstance(module, nn.Linear)
     return module
 
 
@@ -181,22 +189,26 @@ def _merge_layer(model: nn.Module, step: LayerMerge, applied: Applied, attachmen
 
 
 def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attachment: Attachment) -> None:
-    layer = _linear(model, step.layer)
-    width = layer.out_features
+    layer = _layer(model, step.layer)
+    width = len(layer.weight)
     kept = list(step.kept)
     _require(step.mix.shape == (width, len(kept)), step.layer, f"its width is {width}, the plan's {step.width}")
     _require(bool(kept) and sorted(set(kept)) == kept and kept[-1] < width, step.layer, "kept indices are off")
-    consumers = [_linear(model, name) for name in step.consumers]
+    consumers = [_layer(model, name) for name in step.consumers]
     mix, shift = step.mix.to(layer.weight.device), step.shift.to(layer.weight.device)
-    merged = []
     for name, consumer in zip(step.consumers, consumers, strict=True):
-        _require(consumer.in_features == width, name, f"it reads {consumer.in_features} inputs, not {width}")
-        merged.append(merge_neurons(layer.weight, layer.bias, consumer.weight, consumer.bias, kept, mix, shift))
+        read = consumer.weight.shape[1]
+        _require(read > 0 and read % width == 0, name, f"it reads {read} inputs, not {width} or a multiple")
+    merged = [
+        _without(layer, name, consumer, kept, mix, shift)
+        for name, consumer in zip(step.consumers, consumers, strict=True)
+    ]
 
     edits = applied.edits
     index = torch.tensor(kept, device=layer.weight.device)
     attachment.remember(model, step.layer)
-    for name, value in (("weight", merged[0][0]), ("bias", merged[0][1])):
+    own_bias = None if layer.bias is None else layer.bias.detach()[index]
+    for name, value in (("weight", layer.weight.detach()[index]), ("bias", own_bias)):
         old = getattr(layer, name)
         if old is not None:
             edits.set_tensor(layer, name, value)
@@ -214,20 +226,40 @@ def _merge_neurons(model: nn.Module, step: NeuronMerge, applied: Applied, attach
         if isinstance(old, nn.Parameter):
             applied.moves.append(Sliced(old, getattr(owner, tensor_name), index, dim))
         edits.sync_counts(owner)
-    for name, consumer, (_, _, weight, bias) in zip(step.consumers, consumers, merged, strict=True):
+    for name, consumer, (weight, bias) in zip(step.consumers, consumers, merged, strict=True):
         attachment.remember(model, name)
-        old = consumer.weight
+        old, entries = consumer.weight, input_layout(consumer, width).entries(index)
         edits.set_tensor(consumer, "weight", weight)
         edits.sync_counts(consumer)
-        applied.moves.append(Sliced(old, consumer.weight, index, 1))
+        applied.moves.append(Sliced(old, consumer.weight, entries, 1))
         _set_bias(consumer, bias, applied)
+
+
+def _without(
+    layer: Layer, name: str, consumer: Layer, kept: list[int], mix: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a consumer for the kept neurons; every tap of a kernel is an output of its own to mix."""
+    taps = input_weights(consumer, len(layer.weight)).double().transpose(1, 2)
+    flat = taps.reshape(-1, taps.shape[-1])
+    _, _, mixed, shifts = merge_neurons(layer.weight.flatten(1), layer.bias, flat, None, kept, mix, shift)
+    weight = (
+        mixed.reshape(*taps.shape[:2], len(kept)).transpose(1, 2).reshape(len(taps), -1, *consumer.weight.shape[2:])
+    )
+    bias = None if consumer.bias is None else consumer.bias.detach().double()
+    if shifts is not None:
+        added = shifts.reshape(taps.shape[:2]).sum(dim=1)
+        bias = added if bias is None else bias + added
+    for what, value in (("weight", weight), ("bias", bias)):
+        if value is not None and not torch.isfinite(value.to(consumer.weight.dtype)).all():
+            raise InputError(f"The merged {what} of {name!r} is not finite in {consumer.weight.dtype}.")
+    return weight, bias
 
 
 def _correct(model: nn.Module, step: Reconstruction, applied: Applied) -> None:
     for name, change, bias_change in zip(step.layers, step.weights, step.biases, strict=True):
-        linear = _linear(model, name)
+        linear = _layer(model, name)
         _require(change.shape == linear.weight.shape, name, f"its weight is {tuple(linear.weight.shape)}")
-        _require(bias_change.shape == linear.weight.shape[:1], name, f"it has {linear.out_features} outputs")
+        _require(bias_change.shape == linear.weight.shape[:1], name, f"it has {len(linear.weight)} outputs")
         for tensor, addition in (("weight", change), ("bias", bias_change)):
             old = getattr(linear, tensor)
             if old is not None:
@@ -238,7 +270,7 @@ def _correct(model: nn.Module, step: Reconstruction, applied: Applied) -> None:
                 applied.moves.append(Whole(old, getattr(linear, tensor)))
 
 
-def _set_bias(consumer: nn.Linear, bias: Tensor | None, applied: Applied) -> None:
+def _set_bias(consumer: Layer, bias: Tensor | None, applied: Applied) -> None:
     """Give a consumer its new bias; where it had none, the optimizer learns of one more parameter."""
     if bias is None:
         return

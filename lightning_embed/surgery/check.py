@@ -49,7 +49,7 @@ class Check:
     def __init__(self, model: nn.Module, tapes: Sequence[Tape], tolerance: Tolerance | None) -> None:
         self._tapes = tapes
         self._tolerance = tolerance
-        self._outputs = self._run(model)
+        self._outputs = outputs_of(model, self._tapes)
         self._trained = self._with_gradient(model)
         if not self._outputs:
             raise InputError("The calibration calls return no floating-point tensor; say which with output=.")
@@ -69,7 +69,7 @@ class Check:
     def effect(self, model: nn.Module) -> Effect:
         """The cumulative effect of all changes since this object was made."""
         try:
-            outputs = self._run(model)
+            outputs = outputs_of(model, self._tapes)
             lost = self._trained - self._with_gradient(model)
         except ReplayError as error:
             return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {error}")
@@ -107,16 +107,6 @@ class Check:
         except InputError as error:
             return replace(effect, failure=str(error))
 
-    def _run(self, model: nn.Module) -> list[Tensor]:
-        """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
-        columns: dict[tuple[int, int], list[Tensor]] = {}
-        for tape in self._tapes:
-            for place, output in enumerate(replay(model, tape)):
-                if output.is_floating_point() and output.numel():
-                    rows = as_rows(output)
-                    columns.setdefault((place, rows.shape[1]), []).append(rows)
-        return [torch.cat(parts) for parts in columns.values()]
-
     def _with_gradient(self, model: nn.Module) -> set[str]:
         """Names of the parameters that the outputs of one tape depend on."""
         named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
@@ -144,11 +134,23 @@ def _measured(model: nn.Module, metric: Callable[[nn.Module], float]) -> float:
     return float(number)
 
 
-def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
-    """Why eval mode cannot be trusted yet: running statistics that are far from those of the calibration batches.
+def outputs_of(model: nn.Module, tapes: Sequence[Tape]) -> list[Tensor]:
+    """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
+    columns: dict[tuple[int, int], list[Tensor]] = {}
+    for tape in tapes:
+        for place, output in enumerate(replay(model, tape)):
+            if output.is_floating_point() and output.numel():
+                rows = as_rows(output)
+                columns.setdefault((place, rows.shape[1]), []).append(rows)
+    return [torch.cat(parts) for parts in columns.values()]
 
-    With statistics that have settled, eval-mode and train-mode outputs differ by the sampling error of a batch's mean
-    and variance, which falls with the root of the batch size and adds up over the batch norms.
+
+def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
+    """Why eval mode cannot be trusted yet: running statistics that are far from those of the calibration data.
+
+    With statistics that have settled, the outputs differ from those with the mean statistics of the calibration batches
+    by the error of the running ones, which average some training batches. It falls with the root of the batch size and
+    adds up over the batch norms; the calibration batches stand for those of the training.
     """
     norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and _running(one)]
     if not norms:
@@ -156,23 +158,52 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     tapes = [tape for tape in tapes if tape.samples > 1]  # a single sample has no variance to normalise by
     if not tapes:
         return Reason("batch-norm statistics lag", "batches of a single sample cannot tell; give larger ones")
-    outputs = [replay(model, tape) for tape in tapes]
-    saved = [(one, one.running_mean, one.running_var) for one in norms]
+    outputs = outputs_of(model, tapes)
+    saved = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     try:
-        for one in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
-            one.running_mean = one.running_var = None
-        batchwise = [replay(model, tape) for tape in tapes]
+        for norm in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
+            norm.running_mean = norm.running_var = None
+        settled = _statistics(model, norms, tapes)
+        for norm, old_mean, old_variance in saved:
+            if norm in settled and old_mean is not None and old_variance is not None:
+                mean, variance = settled[norm]
+                norm.running_mean, norm.running_var = mean.to(old_mean.dtype), variance.to(old_variance.dtype)
+        anew = outputs_of(model, tapes)
     finally:
-        for one, mean, variance in saved:
-            one.running_mean, one.running_var = mean, variance
-    worst = 0.0
-    for old, new in zip(outputs, batchwise, strict=True):
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point() and a.numel()]
-        worst = max([worst, *(_change(as_rows(a), as_rows(b)) for a, b in pairs)])
-    bound = min(1.0, 3.0 * math.sqrt(len(norms) / min(tape.samples for tape in tapes)))
+        for norm, old_mean, old_variance in saved:
+            norm.running_mean, norm.running_var = old_mean, old_variance
+    worst = max((_change(old, new) for old, new in zip(outputs, anew, strict=True)), default=0.0)
+    bound = min(1.0, 3.0 * math.sqrt(len(norms) / max(tape.samples for tape in tapes)))
     if worst <= bound:
         return None
-    return Reason("batch-norm statistics lag", f"outputs differ by {worst:.2g} between the modes, bound {bound:.2g}")
+    return Reason("batch-norm statistics lag", f"outputs differ by {worst:.2g} from settled ones, bound {bound:.2g}")
+
+
+def _statistics(
+    model: nn.Module, norms: Sequence[nn.Module], tapes: Sequence[Tape]
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """What each norm is given, channel by channel: mean and variance of the batches, averaged by their sizes."""
+    seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {}
+
+    def note(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (given,) = (*args, *kwargs.values())
+        rows = given.detach().transpose(0, 1).flatten(1)
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        seen.setdefault(norm, []).append((rows.shape[1], wide.mean(1), wide.var(1)))
+
+    handles = [one.register_forward_pre_hook(note, with_kwargs=True) for one in norms]
+    try:
+        for tape in tapes:
+            replay(model, tape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for norm, parts in seen.items():
+        total = sum(rows for rows, _, _ in parts)
+        mean = torch.stack([rows / total * mean for rows, mean, _ in parts]).sum(0)
+        found[norm] = (mean, torch.stack([rows / total * variance for rows, _, variance in parts]).sum(0))
+    return found
 
 
 def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_embed.graph import is_layer
 from lightning_embed.tape.tape import modules_by_name
 
 
@@ -48,6 +49,8 @@ class Edits:
         """Let the numbers by which a module describes itself agree with its tensors."""
         if isinstance(module, nn.Linear):
             counts = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+        elif is_layer(module):
+            counts = {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1]}
         else:
             own = [one for one in (*module._parameters.values(), *module._buffers.values()) if one is not None]
             count = next((len(one) for one in own if one.dim() == 1), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.graph import HiddenLayer
+from lightning_embed.graph import HiddenLayer, Layer, Layout, input_layout, output_layout
+from lightning_embed.statistics import Moments
 from lightning_embed.surgery.edit import submodule
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.recorder import in_backward
@@ -23,9 +25,9 @@ class Features:
     """A hidden layer on the calibration data.
 
     Attributes:
-        pre: the Linear's output, shape (rows, width).
-        post: the consumers' input, shape (rows, width).
-        input_power: mean square of the Linear's inputs, shape (fan_in,).
+        pre: the layer's output, shape (rows, width).
+        post: the consumers' input, shape (rows, width); after pooling it has other rows.
+        input_power: mean square of the layer's inputs, shape (fan_in,).
         agree: whether all consumers read the same values.
     """
 
@@ -36,8 +38,18 @@ class Features:
 
     @property
     def rows(self) -> int:
-        """Number of samples (times positions)."""
-        return int(self.pre.shape[0])
+        """Number of samples (times positions) that the consumers read."""
+        return int(self.post.shape[0])
+
+    @property
+    def paired(self) -> bool:
+        """Whether every row of post belongs to one of pre; pooling leaves fewer."""
+        return self.pre.shape == self.post.shape
+
+    @property
+    def constant(self) -> Tensor:
+        """Which neurons are null: constant on the data."""
+        return Moments.of(self.pre if self.paired else self.post, self.post).constant
 
     @property
     def finite(self) -> bool:
@@ -45,10 +57,21 @@ class Features:
         return bool(torch.isfinite(self.pre).all() and torch.isfinite(self.post).all())
 
 
-def thinned(value: Tensor, cap: int) -> Tensor:
-    """A value as (rows, width), thinned evenly to about `cap` rows."""
-    rows = value.reshape(-1, value.shape[-1])
-    return rows[:: max(1, -(-len(rows) // cap))]
+def thinned(value: Tensor, cap: int, layout: Layout = Layout(-1)) -> Tensor:  # noqa: B008  # it is frozen
+    """A copy of a value as (rows, width), thinned evenly to about `cap` rows.
+
+    A copy, because an activation in place may come next.
+    """
+    rows = layout.rows(value)
+    return rows[:: stride(len(rows), cap)].clone()
+
+
+def stride(rows: int, cap: int) -> int:
+    """The step by which so many rows are thinned to about `cap`, such that every column of an image has its turn."""
+    step = max(1, -(-rows // cap))
+    while step > 1 and math.gcd(step, rows) > 1:
+        step += 1
+    return step
 
 
 @contextmanager
@@ -65,21 +88,23 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     found: dict[str, dict[str, list[Tensor]]] = {
-        layer.name: {"pre": [], "power": [], **{name: [] for name in layer.consumers}} for layer in layers
+        layer.name: {"pre": [], "power": [], "rows": [], **{name: [] for name in layer.consumers}} for layer in layers
     }
 
     def producer(store: dict[str, list[Tensor]]) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            store["pre"].append(thinned(output.detach(), cap))
+        def hook(module: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            store["pre"].append(thinned(output.detach(), cap, output_layout(module)))
             (given,) = (*args, *kwargs.values())
-            store["power"].append(thinned(given.detach(), cap).double().square().sum(dim=0))
+            rows = thinned(given.detach(), cap, output_layout(module))
+            store["power"].append(rows.double().square().sum(dim=0))
+            store["rows"].append(torch.tensor(len(rows)))
 
         return hook
 
-    def consumer(store: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def consumer(layer: HiddenLayer, store: dict[str, list[Tensor]], name: str) -> Callable[..., None]:
+        def hook(module: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             (given,) = (*args, *kwargs.values())
-            store[name].append(thinned(given.detach(), cap))
+            store[name].append(thinned(given.detach(), cap, input_layout(module, layer.width)))
 
         return hook
 
@@ -88,7 +113,7 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
         store = found[layer.name]
         handles.append(submodule(model, layer.name).register_forward_hook(producer(store), with_kwargs=True))
         handles.extend(
-            submodule(model, name).register_forward_pre_hook(consumer(store, name), with_kwargs=True)
+            submodule(model, name).register_forward_pre_hook(consumer(layer, store, name), with_kwargs=True)
             for name in layer.consumers
         )
     with _hooked(handles):
@@ -104,7 +129,7 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
         features[layer.name] = Features(
             pre=pre,
             post=posts[0],
-            input_power=torch.stack(store["power"]).sum(dim=0) / max(1, len(pre)),
+            input_power=torch.stack(store["power"]).sum(dim=0) / torch.stack(store["rows"]).sum(),
             agree=all(torch.equal(one, posts[0]) for one in posts[1:]),
         )
     return features
@@ -115,7 +140,8 @@ def output_gradients(
 ) -> dict[str, Tensor]:
     """Derivative of a random ±1 combination of the outputs by every hidden value, each of shape (rows, width).
 
-    Its square has the sum over outputs of the squared derivatives as its mean. All zero where the outputs are detached.
+    Its square has the sum over outputs of the squared derivatives as its mean. Where positions are thinned, those that
+    stay stand for all. All zero where the outputs are detached.
     """
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     generator = torch.Generator().manual_seed(seed)
@@ -148,7 +174,11 @@ def output_gradients(
             for layer in layers:
                 # the consumers of one call read one value: their derivatives add up
                 calls = zip(*(by_key[layer.name, consumer] for consumer in layer.consumers), strict=True)
-                found[layer.name].extend(thinned(sum_of(call), cap) for call in calls)
+                layout = input_layout(submodule(model, layer.consumers[0]), layer.width)  # type: ignore[arg-type]  # a layer
+                for call in calls:
+                    rows = layout.rows(sum_of(call))
+                    taken = thinned(rows, cap)
+                    found[layer.name].append(taken * math.sqrt(len(rows) / max(1, len(taken))))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

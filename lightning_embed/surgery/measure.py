@@ -10,9 +10,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from lightning_embed.graph import Graph, HiddenLayer, legend
+from lightning_embed.graph import Graph, HiddenLayer, input_weights, is_layer, legend
 from lightning_embed.statistics import (
-    Moments,
     augmented_weights,
     cosine_groups,
     minimal_pearson_correlation,
@@ -23,6 +22,8 @@ from lightning_embed.surgery.edit import submodule
 from lightning_embed.surgery.features import Features, collect_features
 from lightning_embed.tape import Tape
 
+_ENTRIES = 2**24  # of weights that are taken to double precision at a time
+
 
 @dataclass(frozen=True)
 class LayerMeasurement:
@@ -32,7 +33,8 @@ class LayerMeasurement:
         layer: qualified name of the Linear.
         width: number of neurons.
         constant: number of neurons whose feature is constant on the data; they are left out of `mpc`.
-        mpc: minimal Pearson correlation (NaN where every neuron is constant).
+        mpc: minimal Pearson correlation (NaN where every neuron is constant); None where pooling lies between pre and
+            post.
         width_cosine: neurons that condensation would keep; None where the neurons' functions differ.
         width_span: neurons that the span criterion would keep.
         merge_neurons: why neurons may not be merged; empty when they may.
@@ -42,7 +44,7 @@ class LayerMeasurement:
     layer: str
     width: int
     constant: int
-    mpc: float
+    mpc: float | None
     width_cosine: int | None
     width_span: int | None
     merge_neurons: str = ""
@@ -63,7 +65,8 @@ class Measurement:
 
     def linear_layers(self, threshold: float) -> int:
         """Number of layers with MPC of at least `threshold`; one whose neurons are all constant counts."""
-        return sum(math.isnan(one.mpc) or one.mpc >= threshold for one in self.layers)
+        measured = [one.mpc for one in self.layers if one.mpc is not None]
+        return sum(math.isnan(mpc) or mpc >= threshold for mpc in measured)
 
     def __str__(self) -> str:
         rows = [
@@ -71,7 +74,7 @@ class Measurement:
                 one.layer,
                 one.width,
                 one.constant or "",
-                "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
+                "" if one.mpc is None else "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
                 "" if one.width_cosine is None else one.width_cosine,
                 "" if one.width_span is None else one.width_span,
                 one.merge_neurons or "yes",
@@ -119,12 +122,13 @@ def _measure(
         if vectors is not None and criteria.condensation is not None:
             cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))
         if criteria.span is not None:
-            span = len(span_order(features.post, consumer_weight(model, layer), criteria.span).kept)
+            weight = consumer_weight(model, layer)
+            span = len(span_order(features.post, weight, criteria.span, intercept=layer.intercept).kept)
     return LayerMeasurement(
         layer=layer.name,
         width=layer.width,
-        constant=int(Moments.of(features.pre, features.post).constant.sum()),
-        mpc=float(minimal_pearson_correlation(features.pre, features.post)),
+        constant=int(features.constant.sum()),
+        mpc=float(minimal_pearson_correlation(features.pre, features.post)) if features.paired else None,
         width_cosine=cosine,
         width_span=span,
         merge_neurons=layer.merge_neurons or "",
@@ -133,28 +137,43 @@ def _measure(
 
 
 def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:
-    """The weights of all consumers of a layer, one below the other: (sum of fan_outs, width)."""
-    return torch.cat([submodule(model, name).weight.detach().double() for name in layer.consumers])  # type: ignore[operator]  # Linears by construction
+    """The weights W of all consumers of a layer, one below the other: (sum of fan_outs, width).
+
+    Every tap of a convolution's kernel and every position of a flattened map counts as an output. Where there are many
+    more of them than neurons, a square matrix with the same WᵀW stands for them.
+    """
+    weights = [input_weights(submodule(model, name), layer.width) for name in layer.consumers]  # type: ignore[arg-type]  # layers by construction
+    if sum(one.shape[0] * one.shape[2] for one in weights) <= 4 * layer.width:
+        return torch.cat([one.transpose(1, 2).reshape(-1, layer.width).double() for one in weights])
+    gram = weights[0].new_zeros(layer.width, layer.width, dtype=torch.float64)
+    for weight in weights:
+        for part in weight.split(max(1, _ENTRIES // weight[0].numel())):
+            rows = part.transpose(1, 2).reshape(-1, layer.width).double()
+            gram += rows.T @ rows
+    values, vectors = torch.linalg.eigh(gram)
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return root.T
 
 
 def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:
     """Augmented input weights [w, b] whose cosine similarity nominates condensed neurons; None where it may not.
 
     Equal directions mean equal features only if every column has the same activation. A batch norm right behind
-    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β.
+    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β. One further on changes nothing: the features
+    that it reads are equal.
     """
     linear = submodule(model, layer.name)
-    assert isinstance(linear, nn.Linear)
-    weight = linear.weight.detach().double()
+    assert is_layer(linear)
+    weight = linear.weight.detach().double().flatten(1)
     bias = None if linear.bias is None else linear.bias.detach().double()
+    owners = {name.rpartition(".")[0] for name, _ in layer.per_neuron}
     if layer.uniform:
         return augmented_weights(weight, bias)
-    norm = submodule(model, layer.region_modules[0]) if layer.region_modules else None
-    first = f"{layer.region_modules[0]}." if layer.region_modules else ""
-    if not isinstance(norm, nn.BatchNorm1d) or not all(name.startswith(first) for name, _ in layer.per_neuron):
+    norm = submodule(model, owners.pop()) if len(owners) == 1 else None
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return None
-    if norm.running_mean is None or norm.running_var is None:
-        return None
+    if layer.region.functions[0] != "batch_norm":
+        return augmented_weights(weight, bias)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
     shift = (shift if bias is None else shift + bias) * scale

@@ -46,10 +46,12 @@ class Sliced:
             return value.index_select(self.dim, self.index.to(value.device))
         mix = self.mix.to(device=value.device, dtype=torch.float64)
         if key in _FIRST:
-            return (mix.T @ value.double()).to(value.dtype)
-        if key in _ROOT:
-            return (mix.abs().T @ value.double()).to(value.dtype)
-        return (mix.abs().T @ value.double().sqrt()).square().to(value.dtype)
+            mixed: Tensor = torch.tensordot(mix.T, value.double(), dims=1)
+        elif key in _ROOT:
+            mixed = torch.tensordot(mix.T.abs(), value.double(), dims=1)
+        else:
+            mixed = torch.tensordot(mix.T.abs(), value.double().sqrt(), dims=1).square()
+        return mixed.to(value.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import HiddenLayer, Reason
 from lightning_embed.statistics import (
-    Moments,
     affine_fit,
     amplitudes,
     cosine_groups,
@@ -32,7 +31,7 @@ SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron 
 
 def nominate_null(layer: HiddenLayer, features: Features) -> NeuronMerge | None:
     """The neurons of a layer that are constant on the data, unless all of them are (then the layer is affine)."""
-    constant = Moments.of(features.pre, features.post).constant
+    constant = features.constant
     if layer.merge_neurons is not None or not constant.any() or constant.all():
         return None
     kept = torch.nonzero(~constant).flatten()
@@ -99,8 +98,9 @@ def nominate_neurons(
             chosen = representatives(groups, amplitudes(vectors, weight))
             keeps["condensation"] = (sorted(chosen), {"cosine": criteria.condensation, "groups": len(groups)})
     if criteria.span is not None:
-        span = span_order(features.post, weight, criteria.span)
-        keeps["span"] = (list(exchange(features.post, weight, span.kept)), {"span": criteria.span})
+        span = span_order(features.post, weight, criteria.span, intercept=layer.intercept)
+        better = exchange(features.post, weight, span.kept, intercept=layer.intercept)
+        keeps["span"] = (list(better), {"span": criteria.span})
     candidates = []
     for criterion, (kept, evidence) in sorted(keeps.items(), key=lambda item: len(item[1][0])):
         if not 0 < len(kept) < layer.width:
@@ -110,7 +110,7 @@ def nominate_neurons(
             what = f"keeping {len(kept)} neurons needs {needed} to fit, there are {features.rows}"
             refused[criterion] = str(Reason("too few samples", what))
             continue
-        mix, shift = refit(features.post, kept)
+        mix, shift = refit(features.post, kept, intercept=layer.intercept)
         candidates.append(_neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, evidence))
     return candidates, refused
 
@@ -124,10 +124,10 @@ def nominate_width(
         what = f"keeping {width} neurons needs {needed} to fit, there are {features.rows}"
         return Reason("too few samples", what)
     weight = consumer_weight(model, layer)
-    span = span_order(features.post, weight, 0.0)
-    kept = list(exchange(features.post, weight, span.kept[:width] or (0,)))
+    span = span_order(features.post, weight, 0.0, intercept=layer.intercept)
+    kept = list(exchange(features.post, weight, span.kept[:width] or (0,), intercept=layer.intercept))
     share = float(span.residual[min(width, len(span.kept)) - 1]) if len(span.kept) else 0.0
-    mix, shift = refit(features.post, kept)
+    mix, shift = refit(features.post, kept, intercept=layer.intercept)
     return _neurons(layer, kept, mix.cpu(), shift.cpu(), criterion, {"span": share})
 
 
@@ -136,7 +136,8 @@ def milder(model: nn.Module, layer: HiddenLayer, features: Features, refused: Ne
     cut = layer.width - len(refused.kept)
     widths = dict.fromkeys(layer.width - cut // part for part in (2, 4, 8))
     steps = [nominate_width(model, layer, features, one, "span") for one in widths if one < layer.width]
-    return [one for one in steps if isinstance(one, NeuronMerge) and len(one.kept) < layer.width]
+    distinct = {one.kept: one for one in steps if isinstance(one, NeuronMerge)}  # fewer than asked for may span all
+    return [one for kept, one in distinct.items() if kept != refused.kept and len(kept) < layer.width]
 
 
 def _neurons(

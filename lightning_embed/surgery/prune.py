@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import observe
+from lightning_embed.graph import is_layer, observe
 from lightning_embed.surgery.check import Check
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.measure import Measurement, measure_layers
@@ -308,9 +308,10 @@ def _halves(
     """Record calibration tapes and deal them out in two halves, one that fits and one that decides."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if not any(isinstance(one, nn.Linear) for one in model.modules()):
+    if not any(is_layer(one) for one in model.modules()):
         raise InputError(
-            f"{type(model).__name__} has no nn.Linear, so there is no hidden layer that could be measured or merged."
+            f"{type(model).__name__} has no nn.Linear and no convolution, so there is no hidden layer that could be "
+            "measured or merged."
         )
     empty = [name for name, one in model.named_parameters() if one.is_meta]
     if empty:

@@ -9,10 +9,11 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import REASONS, Graph, Reason, legend, observe
+from lightning_embed.graph import REASONS, Graph, Reason, is_layer, legend, observe
 from lightning_embed.tape import Recorder, Tape, record, replay
 from lightning_embed.tape.tape import modules_by_name, tensors_by_name
 from tests.zoo import IN, OUT, WIDTH, ZOO
@@ -40,9 +41,9 @@ def test_permissions_and_reasons(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_linear_is_listed_once(name: str) -> None:
+def test_every_layer_is_listed_once(name: str) -> None:
     model, _, graph = seen(name)
-    linears = {name for name, module in modules_by_name(model).items() if isinstance(module, nn.Linear)}
+    linears = {name for name, module in modules_by_name(model).items() if is_layer(module)}
     listed = [*(layer.name for layer in graph.layers), *graph.refused]
     assert sorted(listed) == sorted(linears)
     assert all(name in str(graph) for name in linears)
@@ -89,7 +90,11 @@ def test_region_gives_what_the_consumers_read(name: str, layer: str) -> None:
     replay(model, tapes[0])
     for consumer, read in posts.items():
         for given, post in zip(pre, read, strict=True):
-            assert torch.equal(graph.run_region(model, layer, given, consumer), post.reshape(given.shape))
+            found = graph.run_region(model, layer, given, consumer)
+            if getattr(modules[consumer], "padding_mode", "zeros") != "zeros":  # it pads before it convolves
+                post = F.pad(post, modules[consumer]._reversed_padding_repeated_twice, modules[consumer].padding_mode)
+            assert torch.equal(found, post.reshape(found.shape))
+            assert graph[layer].region.layout.positions or found.shape == given.shape
 
 
 @pytest.mark.parametrize(("name", "layer"), [pair for pair in accepted() if pair[1] in ZOO[pair[0]].neurons])
@@ -98,14 +103,15 @@ def test_selecting_columns_commutes_with_the_region(name: str, layer: str, rows:
     model, _, graph = seen(name)
     cut, entry = copy.deepcopy(model), graph[layer]
     generator = torch.Generator().manual_seed(1)
-    pre = 4 * torch.randn(rows, entry.width, generator=generator)
+    layout, shape = entry.region.layout, entry.region.shape
+    pre = 4 * torch.randn(rows, *(shape[1:] if layout.positions else shape[-1:]), generator=generator)
     kept = torch.randperm(entry.width, generator=generator)[: entry.width // 2]
     for tensor, dim in entry.per_neuron:
         whole = tensors_by_name(cut)[tensor]
         whole.data = whole.detach().index_select(dim, kept)
-    for consumer in entry.consumers:
-        whole = graph.run_region(model, layer, pre, consumer)[:, kept]
-        torch.testing.assert_close(graph.run_region(cut, layer, pre[:, kept], consumer), whole)
+    for consumer, read in zip(entry.consumers, entry.region.reads, strict=True):
+        whole = read.select(graph.run_region(model, layer, pre, consumer), kept)
+        torch.testing.assert_close(graph.run_region(cut, layer, layout.select(pre, kept), consumer), whole)
 
 
 def test_what_is_cut_with_the_neurons() -> None:

@@ -64,6 +64,20 @@ def test_fewer_samples_than_neurons():
     assert len(span_order(features, weight, 0.0).kept) == 5  # the constant takes one
 
 
+@given(seed=st.integers(0, 200), dtype=st.sampled_from([torch.float32, torch.float16]))
+def test_copies_that_differ_by_their_rounding_count_once(seed, dtype):
+    features, weight = layer(200, 8, 3, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    copies = features[:, [*range(8), 0, 0, 5]]
+    copies = (copies * (1 + torch.finfo(dtype).eps * torch.randn(copies.shape, generator=generator))).to(dtype)
+    weight = torch.cat([weight, 3 * torch.randn(3, 3, generator=generator)], dim=1)
+    span = span_order(copies, weight, 0.0)
+    assert len({0 if neuron in {8, 9} else 5 if neuron == 10 else neuron for neuron in span.kept}) == len(span.kept)
+    for k in range(len(span.kept)):
+        told = missing(copies, weight, span.kept[: k + 1])
+        assert span.residual[k].item() == pytest.approx(told, rel=1e-3, abs=20 * torch.finfo(dtype).eps)
+
+
 def test_units_and_offsets_of_a_neuron_do_not_matter():
     features, weight = layer()
     scale = 10.0 ** torch.linspace(-6, 6, 12, dtype=torch.float64)

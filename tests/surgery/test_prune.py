@@ -239,6 +239,20 @@ def test_condensation_looks_through_batch_norm():
     assert measured.layers[0].width_cosine == 3
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_condensation_sees_a_batch_norm_inside_a_container_or_behind_the_activation(after):
+    torch.manual_seed(0)
+    inside = [nn.Tanh(), nn.BatchNorm1d(5)] if after else [nn.BatchNorm1d(5), nn.Tanh()]
+    model = nn.Sequential(nn.Linear(3, 5), nn.Sequential(*inside), nn.Linear(5, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight[3:], model[0].bias[3:] = model[0].weight[0], model[0].bias[0]
+    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == 3
+    with torch.no_grad():
+        next(one for one in model[1] if isinstance(one, nn.BatchNorm1d)).running_mean[3] += 1.0
+    left = 3 if after else 4  # behind the activation another mean leaves the feature the same, up to the constant
+    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == left
+
+
 def test_too_few_samples_are_refused_with_the_number_needed():
     model = mlp(3, 40, 2)
     result = le.prune(model, data(40), criteria=le.Criteria(None, None, 0.0))
@@ -295,7 +309,7 @@ def test_tolerances_that_mean_nothing_are_refused(options):
         (mlp(3, 4, 2), [data(1)], "single calibration sample"),
         (mlp(3, 4, 2), 7, "data must be"),
         (mlp(3, 4, 2), "digits", "data must be"),
-        (nn.Sequential(nn.Conv1d(1, 1, 1)), torch.zeros(4, 1, 3), "no nn.Linear"),
+        (nn.Sequential(nn.ReLU()), torch.zeros(4, 3), "no nn.Linear"),
         ("net", data(), "torch.nn.Module"),
         (mlp(3, 4, 2), data() * float("nan"), "NaN or infinite"),
         (mlp(3, 4, 2), data().float(), "call="),

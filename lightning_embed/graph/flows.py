@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -65,9 +66,11 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
     uses, swapped = _weight_uses(observations), _swapped(observations)
     refused: dict[str, Reason] = {}
     for path, module in model.named_modules():
+        name = canonical_name(path)
+        if is_quantized(module):
+            refused[name] = Reason("weight not dense", "a quantized Linear")
         if not is_layer(module):
             continue
-        name = canonical_name(path)
         reason = _not_plain(module, held)
         for tensor in ("weight", "bias"):
             user = uses.get(f"{name}.{tensor}")
@@ -82,10 +85,19 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
     return refused
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a module is one of torch's quantized Linears, which are no nn.Linear."""
+    return isinstance(getattr(module, "_packed_params", None), nn.Module)
+
+
 def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
     for tensor in ("weight", "bias"):
         parameter = module._parameters.get(tensor)
         absent = tensor == "bias" and "bias" in module._parameters and parameter is None
+        if parameter is not None and nn.parameter.is_lazy(parameter):
+            return Reason("lazy")
+        if parameter is not None and (parameter.layout != torch.strided or type(parameter.data) is not Tensor):
+            return Reason("weight not dense", f"{tensor} is {_form(parameter)}")
         if parametrize.is_parametrized(module, tensor) or (type(parameter) is not nn.Parameter and not absent):
             return Reason("weight computed", tensor)
         if not is_plain(module):
@@ -95,6 +107,11 @@ def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
         if parameter is not None and len(held[id(parameter)]) > 1:
             return Reason("weight shared", " = ".join(held[id(parameter)]))
     return None
+
+
+def _form(parameter: Tensor) -> str:
+    sparse = parameter.layout != torch.strided
+    return str(parameter.layout).removeprefix("torch.") if sparse else f"a {type(parameter.data).__name__}"
 
 
 def _weight_uses(observations: Sequence[Observation]) -> dict[str, str]:

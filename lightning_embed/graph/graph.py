@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph.flows import Flow, Site, follow, static_refusals
+from lightning_embed.graph.flows import Flow, Site, follow, is_quantized, static_refusals
 from lightning_embed.graph.layout import is_layer, pads_zeros
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
@@ -185,7 +185,7 @@ def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
 
 def _graph(model: nn.Module, evaluated: Sequence[Observation], trained: Sequence[Observation], failure: str) -> Graph:
     plain = static_refusals(model, [*evaluated, *trained])
-    names = [canonical_name(name) for name, module in model.named_modules() if is_layer(module)]
+    names = [canonical_name(n) for n, one in model.named_modules() if is_layer(one) or is_quantized(one)]
     layers, refused = [], {}
     for name in dict.fromkeys(names):
         found = _layer(model, name, plain, evaluated, trained, failure)
@@ -218,6 +218,8 @@ def _layer(
         return Reason("differs in train mode", f"read by {', '.join(in_training.consumers)}")
     named = tensors_by_name(model)
     site = flow.sites[0]
+    if not site.call.pre.is_floating_point() or not site.call.pre.shape[-1]:
+        return Reason("not measurable", f"{site.call.pre.shape[-1]} neurons of {site.call.pre.dtype}")
     probe = Probe(site.region, named, site.call.pre)
     try:
         reason = probe.refusal(site.given)

@@ -18,6 +18,10 @@ REASONS: dict[str, str] = {
     "random in eval": "re-executing what lies between gives other values each time, in eval mode too",
     "weight computed": "the weight is no plain parameter (weight norm, parametrization, pruning mask); "
     "remove the parametrization first",
+    "weight not dense": "the weight is quantized or sparse, so no rows or columns can be cut from it; merge first, "
+    "quantize or sparsify then",
+    "lazy": "the layer has no shape yet; call the model once on a batch that uses it",
+    "not measurable": "the layer computes complex numbers or has no neuron at all, of which there is no correlation",
     "weight shared": "the weight or bias is held by another module too, or used by another function",
     "forward overridden": "the class or instance replaces the forward of torch's layer, so what it computes is unknown",
     "grouped convolution": "each group reads only some channels, so that channels cannot be merged across groups",

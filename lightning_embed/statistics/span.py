@@ -199,8 +199,11 @@ def refit(
 ) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
-    $h \approx M h_{kept} + s$ with $M = C_{all,kept} (C_{kept,kept} + r \bar\lambda I)^{-1}$, C the
-    covariance and $\bar\lambda$ the mean eigenvalue of $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. For
+    $h \approx M h_{kept} + s$ with $M = C_{all,kept} (A^{-1} + A^{-1} (A - C_{kept,kept}) A^{-1})$, where
+    $A = C_{kept,kept} + r \bar\lambda I$, C is the covariance and $\bar\lambda$ the mean eigenvalue of
+    $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. This is ridge regression iterated once: what the ridge takes
+    from a direction of variance λ falls from $\rho = r \bar\lambda / (\lambda + r \bar\lambda)$ to $\rho^2$, so
+    that copies stay copies beside features that are nearly dependent. For
     kept neurons the rows are those of the identity. With consumers $W h + b$, the weights $W M$ and the bias
     $b + W s$ are their ridge refit to the whole original contribution, dropped neurons included (the
     inverse of a general compatible embedding, 001, Def. 5.2). Preserved: the mean over the data of what the
@@ -239,7 +242,9 @@ def refit(
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
     if scale > 0:
         cross = basis.T @ centered / h.shape[0]
-        mix = torch.linalg.solve(covariance + ridge * scale * identity, cross).T.contiguous()
+        factors = torch.linalg.lu_factor(covariance + ridge * scale * identity)
+        once = torch.linalg.lu_solve(*factors, cross)
+        mix = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
     else:
         mix = h.new_zeros(width, len(kept))  # only the constant is left to fit with
     mix[index] = identity

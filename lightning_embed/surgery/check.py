@@ -9,6 +9,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Reason
@@ -92,7 +93,7 @@ class Check:
         if effect.change == math.inf:
             return "change inf: an output overflows, or one changes that is constant on the deciding data"
         if not effect.change <= self._tolerance.change:
-            return f"change {effect.change:.4f} > {self._tolerance.change:g}"
+            return f"change {effect.change:.4g} > {self._tolerance.change:g}"
         if effect.metric is not None:
             return f"metric falls by {effect.fall:.4g} > {self._tolerance.drop:g}"
         return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"
@@ -109,7 +110,7 @@ class Check:
 
     def _with_gradient(self, model: nn.Module) -> set[str]:
         """Names of the parameters that the outputs of one tape depend on."""
-        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad and not is_lazy(one)]
         outputs = [one for one in replay(model, self._tapes[0], grad=True) if one.requires_grad]
         if not named or not outputs:
             return set()

@@ -23,6 +23,15 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     return modules_by_name(model)[name]
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters; of layers that have no shape yet none.
+
+    >>> parameter_count(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(5)))
+    9
+    """
+    return sum(one.numel() for one in model.parameters() if not nn.parameter.is_lazy(one))
+
+
 class Edits:
     """Replacements made in a model, in order; `undo` takes all of them back, the last first."""
 

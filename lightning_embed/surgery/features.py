@@ -52,6 +52,11 @@ class Features:
         return Moments.of(self.pre if self.paired else self.post, self.post).constant
 
     @property
+    def constant_pre(self) -> Tensor:
+        """Which neurons are constant on the data whatever the activation does with them."""
+        return Moments.of(self.pre, self.pre).constant
+
+    @property
     def finite(self) -> bool:
         """Whether every value is a number."""
         return bool(torch.isfinite(self.pre).all() and torch.isfinite(self.post).all())
@@ -166,7 +171,7 @@ def output_gradients(
             leaves.update({key: [] for key in keys})
             total = signed_total(replay(model, tape, grad=True), generator)
             every = [leaf for key in keys for leaf in leaves[key]]
-            if total.requires_grad:
+            if total.requires_grad and every:
                 gradients = iter(torch.autograd.grad(total, every, allow_unused=True, materialize_grads=True))
             else:
                 gradients = iter([torch.zeros_like(leaf) for leaf in every])

@@ -117,7 +117,7 @@ def _measure(
     model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria, *, widths: bool
 ) -> LayerMeasurement:
     cosine = span = None
-    if widths and features.finite:
+    if widths and features.finite and bool(torch.isfinite(consumer_weight(model, layer)).all()):
         vectors = condensation_vectors(model, layer)
         if vectors is not None and criteria.condensation is not None:
             cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))

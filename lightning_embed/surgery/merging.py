@@ -20,7 +20,7 @@ from lightning_embed.surgery.apply import Applied, apply_step, settle
 from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
 from lightning_embed.surgery.checkpoint import attach
 from lightning_embed.surgery.criteria import Criteria, Tolerance
-from lightning_embed.surgery.edit import submodule
+from lightning_embed.surgery.edit import parameter_count, submodule
 from lightning_embed.surgery.features import Features, collect_features, output_gradients
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
 from lightning_embed.surgery.propose import (
@@ -152,9 +152,7 @@ class _Merging:
         features = self._features()
         for layer in list(self.graph.layers):
             if layer.name in features:
-                step = nominate_null(layer, features[layer.name])
-                if step is not None:
-                    self._attempt([step])
+                self._attempt(nominate_null(self.model, layer, features[layer.name]))
 
     def _layers(self, names: Container[str] | None = None) -> None:
         """Fit against the network as it is now, rank by the effect of each merge alone, then merge one by one.
@@ -257,7 +255,7 @@ class _Merging:
         for step in candidates:
             if self.original is None:
                 self.original = Original(self.model, self.graph, self.fit, seed=self.seed)
-            before = _count(self.model)
+            before = parameter_count(self.model)
             try:
                 applied = apply_step(self.model, step)
             except InputError as error:  # the merged weights cannot be held, in half precision for one
@@ -277,7 +275,7 @@ class _Merging:
             if not reason:
                 self.kept = kept
                 if correction is not None:
-                    self._record(correction.step, correction.applied, effect, "", _count(self.model))
+                    self._record(correction.step, correction.applied, effect, "", parameter_count(self.model))
                 self.graph = observe(self.model, self.fit)
                 return True
         return False
@@ -295,7 +293,7 @@ class _Merging:
             change=effect.change,
             agreement=effect.agreement,
             metric=effect.metric,
-            parameters=(before, _count(self.model)),
+            parameters=(before, parameter_count(self.model)),
             **self.when,
         )
         self.records.append(record)
@@ -340,7 +338,7 @@ class _Merging:
         if self.steps and not isinstance(self.steps[-1], Reconstruction):
             correction = self._corrected(self.check.effect(self.model), self.kept)
             if correction is not None:
-                self._record(correction.step, correction.applied, correction.effect, "", _count(self.model))
+                self._record(correction.step, correction.applied, correction.effect, "", parameter_count(self.model))
 
     def _refuse(self, layer: HiddenLayer | str, criterion: str, reason: str) -> None:
         kind = "layer" if criterion in {"all", "linearization"} else "neurons"
@@ -358,7 +356,3 @@ def _unusable(features: Features | None) -> Reason | None:
     if features.rows < SAMPLES:
         return Reason("too few samples", f"{features.rows} to fit, at least {SAMPLES} are needed")
     return None
-
-
-def _count(model: nn.Module) -> int:
-    return sum(one.numel() for one in model.parameters())

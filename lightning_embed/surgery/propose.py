@@ -30,11 +30,22 @@ SAMPLES = 8  # fitting samples below which nothing is nominated: two points alwa
 SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron it keeps
 
 
-def nominate_null(layer: HiddenLayer, features: Features) -> NeuronMerge | None:
-    """The neurons of a layer that are constant on the data, unless all of them are (then the layer is affine)."""
+def nominate_null(model: nn.Module, layer: HiddenLayer, features: Features) -> list[NeuronMerge]:
+    """The neurons of a layer that are constant on the data, unless all of them are (then the layer is affine).
+
+    A second candidate leaves those that are read and whose input varies: they may be constant on these data alone.
+    """
     constant = features.constant
-    if layer.merge_neurons is not None or not constant.any() or constant.all():
-        return None
+    if layer.merge_neurons is not None or constant.all():
+        return []
+    unread = ~consumer_weight(model, layer).any(dim=0)
+    masks = [constant, constant & (features.constant_pre | unread)]
+    if torch.equal(*masks):
+        masks.pop()
+    return [_null(layer, features, constant) for constant in masks if constant.any()]
+
+
+def _null(layer: HiddenLayer, features: Features, constant: Tensor) -> NeuronMerge:
     kept = torch.nonzero(~constant).flatten()
     mix = torch.eye(layer.width, dtype=torch.float64)[:, kept.cpu()]
     value = features.post.double().mean(dim=0).cpu()

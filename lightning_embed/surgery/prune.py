@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import is_layer, observe
 from lightning_embed.surgery.check import Check
+from lightning_embed.surgery.copying import copy_of, lazy_refused
 from lightning_embed.surgery.criteria import Criteria, Tolerance
+from lightning_embed.surgery.edit import parameter_count
 from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import Sizes, merge
 from lightning_embed.surgery.plan import Plan, Record, plain, records_table
@@ -144,27 +145,33 @@ def prune(
     >>> result.size[1].hidden_layers, result.size[1].parameters
     (0, 8)
     """
+    _check_types(criteria=criteria, tolerance=tolerance, call=call, output=output, seed=seed)
     check_sizes(widths, budget)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = _halves(model, data, call, output, seed)
     before, size = look(copy_of(model), fit, criteria or Criteria())
-    if widths is None and budget is None:
-        runs = [_run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)]
-    elif widths is not None:
-        runs = [_run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)]
-    else:
-        assert budget is not None
-        wanted = math.floor(budget * size.parameters)
+    if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        runs = [
-            _run(model, fit, decide, nominating, tolerance, shared(wanted, evenly=evenly), seed)
-            for nominating in (_NOTHING, _LINEAR)[: 1 + linear]
-            for evenly in (False, True)
-        ]
-    pruned, plan, records = _best(model, decide, runs) if len(runs) > 1 else runs[0]
+        wanted = math.floor(budget * size.parameters)
+        pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
+    elif widths is not None:
+        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
+    else:
+        pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
     after, smaller = look(pruned, fit, criteria or Criteria())
     return Result(pruned, tuple(records), plan, before, after, (size, smaller))
+
+
+def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, output: Any = None) -> None:
+    for name, value, kind in (("criteria", criteria, Criteria), ("tolerance", tolerance, Tolerance)):
+        if value is not None and not isinstance(value, kind):
+            raise InputError(f"{name} must be a lightning_embed.{kind.__name__} or None, got {value!r}.")
+    for name, value in (("call", call), ("output", output)):
+        if value is not None and not callable(value):
+            raise InputError(f"{name} must be a function or None, got {value!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
 
 
 _NOTHING = Criteria(linearization=None, condensation=None, span=None)
@@ -186,12 +193,32 @@ def _run(
     return pruned, plan, records
 
 
-def _best(model: nn.Module, decide: Sequence[Tape], runs: Sequence[_Run]) -> _Run:
-    """Of runs towards one size the smallest model; of models about as small the one whose outputs differ least."""
+def _within(
+    parameters: int,
+    model: nn.Module,
+    fit: Sequence[Tape],
+    decide: Sequence[Tape],
+    tolerance: Tolerance | None,
+    seed: int,
+    *,
+    linear: bool,
+) -> _Run:
+    """Of runs towards a number of parameters that reach it the one whose outputs differ least, else the smallest."""
+    runs: list[_Run] = []
+    refusals: list[InputError] = []
+    for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
+        for evenly in (False, True):
+            try:
+                runs.append(_run(model, fit, decide, criteria, tolerance, shared(parameters, evenly=evenly), seed))
+            except InputError as error:  # one way may lead there where another does not
+                refusals.append(error)
+    if not runs:
+        raise refusals[0]
     check = Check(model, decide, None)
-    sizes = [sum(one.numel() for one in run[0].parameters()) for run in runs]
-    near = [run for run, size in zip(runs, sizes, strict=True) if size <= 1.1 * min(sizes)]
-    return min(near, key=lambda run: check.effect(run[0]).change)
+    reached = [run for run in runs if parameter_count(run[0]) <= parameters]
+    if reached:
+        return min(reached, key=lambda run: check.effect(run[0]).change)
+    return min(runs, key=lambda run: parameter_count(run[0]))
 
 
 def measure(
@@ -222,6 +249,7 @@ def measure(
     >>> found.layers[0].width, round(found.layers[0].mpc, 6), found.linear_layers(0.99)
     (3, 1.0, 1)
     """
+    _check_types(criteria=criteria, call=call, seed=seed)
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
     copied = copy_of(model)
@@ -255,6 +283,7 @@ def propose(
     >>> print(propose(net, torch.linspace(-1, 1, 64).reshape(32, 2)))
     1. merge layer 0 (3 neurons) into 2  [mpc 1, fit weighted]
     """
+    _check_types(criteria=criteria, call=call, seed=seed)
     fit, decide = _halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
     plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
@@ -273,7 +302,7 @@ def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return Size(
-        parameters=sum(one.numel() for one in model.parameters()),
+        parameters=parameter_count(model),
         hidden_layers=measurement.depth,
         neurons=sum(one.width for one in measurement.layers),
         flops=round(counter.get_total_flops() / max(1, tape.samples)),
@@ -284,18 +313,6 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
     """Measurement and size of a model as it is, on recorded tapes."""
     measurement = measure_layers(model, observe(model, tapes), tapes, criteria)
     return measurement, size_of(model, tapes[0], measurement)
-
-
-@torch.inference_mode(mode=False)
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, or a clear error."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Take what it keeps on itself "
-            "from earlier calls (features, graphs, open files) off it first."
-        ) from error
 
 
 def _halves(
@@ -316,13 +333,11 @@ def _halves(
     empty = [name for name, one in model.named_parameters() if one.is_meta]
     if empty:
         raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
-    lazy = [name for name, one in model.named_parameters() if nn.parameter.is_lazy(one)]
-    if lazy:
-        raise InputError(f"{lazy[0]} is lazy and has no shape yet; call the model once on a batch first.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
         batches = batches_of(data)
-    fit, decide = deal(record(model, batches, call=call, output=output))
+    with lazy_refused(model):
+        fit, decide = deal(record(model, batches, call=call, output=output))
     if not decide:
         raise InputError(
             "data holds a single calibration sample; one half of the data fits and the other half decides, "
@@ -340,13 +355,15 @@ def batches_of(data: Any) -> list[Any]:
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         batches, samples = [], 0
         for batch in data:
+            if _samples(batch) == 0:
+                continue
             batches.append(batch)
             samples += _samples(batch)
             if samples >= MAX_SAMPLES:
                 break
     else:
         raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
-    if sum(_samples(batch) for batch in batches) == 0:
+    if not any(map(_samples, batches)):
         raise InputError("data is empty: there is no calibration sample to measure anything on.")
     return batches
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, Layer, is_layer, output_layout, patches
 from lightning_embed.statistics import reconstruct
 from lightning_embed.surgery.apply import Applied, apply_step
@@ -63,10 +64,14 @@ class Original:
             if not names and name not in differ:
                 continue  # what lies before the first correction puts out what it did
             step = self._correction(model, name, layer, wanted[name], kept.get(name))
-            if step is not None:
+            if step is None:
+                continue
+            try:
                 done.extend(apply_step(model, step))
-                names.append(name)
-                changes.append((step.weights[0], step.biases[0]))
+            except InputError:  # the corrected weights cannot be held, in half precision for one
+                continue
+            names.append(name)
+            changes.append((step.weights[0], step.biases[0]))
         if not names:
             return None
         return done, Reconstruction(tuple(names), tuple(one for one, _ in changes), tuple(one for _, one in changes))
@@ -80,7 +85,8 @@ class Original:
             return None
         inputs, outputs = self._now(model, layer)
         error = wanted.double() - outputs.double()
-        if inputs.shape[0] != rows or not bool(torch.isfinite(error).all()) or not bool(error.any()):
+        finite = all(bool(torch.isfinite(one).all()) for one in (inputs, error, weight))
+        if inputs.shape[0] != rows or not finite or not bool(error.any()):
             return None
         change, bias = reconstruct(inputs, error, weight, intercept=layer.bias is not None)
         return Reconstruction((name,), (change.reshape(layer.weight.shape).cpu(),), (bias.cpu(),))
@@ -159,8 +165,7 @@ class Original:
                 leaves.clear()
                 total = signed_total(replay(model, tape, grad=True), generator)
                 for (name, _), gradient in zip(leaves, _gradients(total, [one for _, one in leaves]), strict=True):
-                    squares = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
-                    weights[name].append(self._rows(modules[name], squares))
+                    weights[name].append(self._rows(modules[name], gradient).double().square())
         found = [name for name in names if outputs[name]]
         return {n: torch.cat(outputs[n]) for n in found}, {n: torch.cat(weights[n]) for n in found}
 

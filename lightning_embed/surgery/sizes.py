@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer
 from lightning_embed.statistics import span_order
-from lightning_embed.surgery.edit import submodule
+from lightning_embed.surgery.edit import parameter_count, submodule
 from lightning_embed.surgery.features import Features, output_gradients
 from lightning_embed.tape import Tape
 from lightning_embed.tape.tape import tensors_by_name
@@ -28,7 +28,7 @@ def check_sizes(widths: Mapping[str, int] | None, budget: float | None) -> None:
     """
     if widths is not None and budget is not None:
         raise InputError("widths= and budget= both say how small the model shall be; give one of them.")
-    if budget is not None and not (isinstance(budget, (int, float)) and 0.0 < budget <= 1.0):
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1):
         raise InputError(f"budget must be a share of the parameters, above 0 and at most 1, got {budget!r}.")
     if widths is None:
         return
@@ -75,6 +75,9 @@ def shared(parameters: int, *, evenly: bool) -> Callable[..., Mapping[str, int]]
     ) -> Mapping[str, int]:
         layers = [one for one in graph.layers if one.merge_neurons is None and one.name in features]
         count = _Parameters(model, layers)
+        full = {one.name: one.width for one in layers}
+        if count(full) <= parameters:
+            return full
         least = count({one.name: 1 for one in layers})
         if least > parameters:
             raise InputError(
@@ -156,6 +159,7 @@ class _Parameters:
         fed = {consumer: one.name for one in layers for consumer in one.consumers}
         named = {name: one for name, one in tensors_by_name(model).items() if isinstance(one, nn.Parameter)}
         scaled: dict[str, tuple[str, ...]] = {}
+        self._biases: list[tuple[int, tuple[str, ...], str]] = []  # that merging gives to consumers without one
         for name in {*self._full, *fed}:
             linear = submodule(model, name)
             own = (name,) if name in self._full else ()
@@ -163,11 +167,15 @@ class _Parameters:
             scaled[f"{name}.weight"] = own + before
             if getattr(linear, "bias", None) is not None:
                 scaled[f"{name}.bias"] = own
+            elif before:
+                self._biases.append((len(named[f"{name}.weight"]), own, fed[name]))
         scaled.update({tensor: (one.name,) for one in layers for tensor, _ in one.per_neuron})
         self._scaled = [(named[name].numel(), by) for name, by in scaled.items() if name in named and by]
-        self._fixed = sum(one.numel() for one in model.parameters()) - sum(size for size, _ in self._scaled)
+        self._fixed = parameter_count(model) - sum(size for size, _ in self._scaled)
 
     def __call__(self, widths: Mapping[str, int]) -> int:
+        added = [(size, by) for size, by, feeder in self._biases if widths[feeder] < self._full[feeder]]
         return self._fixed + sum(
-            round(size * math.prod(widths[name] / self._full[name] for name in by)) for size, by in self._scaled
+            round(size * math.prod(widths[name] / self._full[name] for name in by))
+            for size, by in (*self._scaled, *added)
         )

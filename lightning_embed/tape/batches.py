@@ -68,7 +68,7 @@ def _record_batch(
         try:
             returned = run(batch)
         except Exception as error:
-            if asked:
+            if asked or isinstance(error, InputError):
                 raise
             raise InputError(
                 f"Batch {number} of type {type(batch).__name__} could not be run through {type(model).__name__} "
@@ -78,9 +78,11 @@ def _record_batch(
         selected = returned if output is None else output(returned)
         wanted = [tensor for tensor in tensors_of(selected) if tensor.is_floating_point()]
         if not wanted:
+            got = type(selected).__name__ + _dtypes(selected)
             raise InputError(
-                f"Running batch {number} returned no floating-point tensor (got {type(selected).__name__}). "
-                "Pass call= that returns the model's outputs, or output= that selects them."
+                f"Running batch {number} returned no floating-point tensor (got {got}). "
+                "Pass call= that returns the model's outputs, or output= that selects them; torch.view_as_real turns "
+                "complex ones into real ones."
             )
         tape = recorder.stop_with(wanted)
     if tape is None:
@@ -89,6 +91,11 @@ def _record_batch(
             "Pass call= that calls the model, or its layers, on the batch and returns tensors that they computed."
         )
     return tape
+
+
+def _dtypes(returned: Any) -> str:
+    found = {str(tensor.dtype) for tensor in tensors_of(returned)}
+    return f" of {', '.join(sorted(found))}" if found else ""
 
 
 def _default_call(model: nn.Module) -> Callable[[Any], Any]:

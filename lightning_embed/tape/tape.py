@@ -205,7 +205,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     attributes = [dict(vars(module)) for module in modules]  # the modes among them, and what forward keeps on `self`
     buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        (module, name, buffer, None if buffer is None or nn.parameter.is_lazy(buffer) else buffer.detach().clone())
         for module in modules
         for name, buffer in module._buffers.items()
     ]

@@ -12,8 +12,8 @@ CONVOLUTIONS = [
     nn.Conv1d(3, 4, 3),
     nn.Conv2d(3, 4, 3, padding=1),
     nn.Conv2d(3, 4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(0, 1), padding_mode="circular"),
-    nn.Conv2d(3, 4, (4, 3), padding="same", padding_mode="reflect"),
-    nn.Conv2d(3, 4, 2, padding="same", bias=False),
+    nn.Conv2d(3, 4, (5, 3), padding="same", padding_mode="reflect"),
+    nn.Conv2d(3, 4, 3, padding="same", bias=False),
     nn.Conv3d(3, 4, (1, 2, 3), stride=2, padding=(0, 1, 1)),
 ]
 

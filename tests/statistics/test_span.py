@@ -137,7 +137,8 @@ def test_refit_is_the_ridge_formula():
     covariance = np.cov(features.numpy().T, bias=True)
     block = covariance[np.ix_(kept, kept)]
     penalty = ridge * np.trace(block) / 2 * np.eye(2)
-    expected = covariance[:, kept] @ np.linalg.inv(block + penalty)
+    inverse = np.linalg.inv(block + penalty)
+    expected = covariance[:, kept] @ (inverse + inverse @ penalty @ inverse)
     dropped = [j for j in range(12) if j not in kept]
     assert mix[dropped].numpy() == pytest.approx(expected[dropped], rel=1e-10)
 

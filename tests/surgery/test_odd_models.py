@@ -228,26 +228,6 @@ def test_a_lazy_model_is_refused_before_it_is_touched():
     assert isinstance(net[0], nn.LazyLinear)
 
 
-class Remembers(nn.Module):
-    """Keeps its last features on itself, with their autograd graph."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = linearized()
-
-    def forward(self, x):
-        self.features = self.net[1](self.net[0](x))
-        return self.net[2](self.features)
-
-
-def test_a_model_that_cannot_be_copied_is_told_so():
-    model = Remembers()
-    assert done(le.prune(model, data()))
-    model(data())
-    with pytest.raises(le.InputError, match="cannot be copied"):
-        le.prune(model, data())
-
-
 def test_no_device_is_seeded_behind_the_users_back(monkeypatch):
     net = linearized()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("it seeded the accelerator"))

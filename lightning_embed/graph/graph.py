@@ -17,7 +17,7 @@ from lightning_embed.graph.flows import Flow, Site, follow, is_quantized, static
 from lightning_embed.graph.layout import is_layer, pads_zeros
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
-from lightning_embed.graph.regions import Probe, Region, same
+from lightning_embed.graph.regions import Probe, Region, Traits, same
 from lightning_embed.tape.tape import Tape, eager, modules_by_name, preserved, set_modes, tensors_by_name
 from lightning_embed.tape.tree import canonical_name
 
@@ -127,7 +127,7 @@ class Graph:
         return post if region.layout.positions else post.reshape(pre.shape)
 
 
-def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
+def observe(model: nn.Module, tapes: Sequence[Tape], known: dict[Any, Traits] | None = None) -> Graph:
     """See, in eval and in train mode, which layers are hidden and what may be done to them.
 
     One tape of every distinct structure is replayed while functions, modules and tensors are watched. A Linear or
@@ -139,6 +139,8 @@ def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
     Args:
         model: the recorded module, or a copy.
         tapes: from `record` or `Recorder`.
+        known: what was found of regions in the same model before a merge; used where a region is still the same, and
+            added to.
 
     Returns:
         The graph. Its permissions hold for the architecture: names and shapes, not values.
@@ -171,7 +173,7 @@ def observe(model: nn.Module, tapes: Sequence[Tape]) -> Graph:
         except ReplayError as error:
             trained, failure = [], str(error)
         with torch.no_grad(), preserved(model):
-            return _graph(model, evaluated, trained, failure)
+            return _graph(model, evaluated, trained, failure, {} if known is None else known)
 
 
 def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
@@ -183,12 +185,18 @@ def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
         return Observer(model).run(tape, training=training)
 
 
-def _graph(model: nn.Module, evaluated: Sequence[Observation], trained: Sequence[Observation], failure: str) -> Graph:
+def _graph(
+    model: nn.Module,
+    evaluated: Sequence[Observation],
+    trained: Sequence[Observation],
+    failure: str,
+    known: dict[Any, Traits],
+) -> Graph:
     plain = static_refusals(model, [*evaluated, *trained])
     names = [canonical_name(n) for n, one in model.named_modules() if is_layer(one) or is_quantized(one)]
     layers, refused = [], {}
     for name in dict.fromkeys(names):
-        found = _layer(model, name, plain, evaluated, trained, failure)
+        found = _layer(model, name, plain, evaluated, trained, failure, known)
         if isinstance(found, Reason):
             refused[name] = found
         else:
@@ -203,6 +211,7 @@ def _layer(
     evaluated: Sequence[Observation],
     trained: Sequence[Observation],
     failure: str,
+    known: dict[Any, Traits],
 ) -> HiddenLayer | Reason:
     if name in plain:
         return plain[name]
@@ -220,15 +229,9 @@ def _layer(
     site = flow.sites[0]
     if not site.call.pre.is_floating_point() or not site.call.pre.shape[-1]:
         return Reason("not measurable", f"{site.call.pre.shape[-1]} neurons of {site.call.pre.dtype}")
-    probe = Probe(site.region, named, site.call.pre)
-    try:
-        reason = probe.refusal(site.given)
-        traits = None if reason else probe.traits()
-    except Exception as error:  # noqa: BLE001  # whatever a re-executed function raises
-        return Reason("cannot be cut", f"re-executing it fails: {error}")
-    if traits is None:
-        assert reason is not None
-        return reason
+    traits = _traits(name, site, named, known)
+    if isinstance(traits, Reason):
+        return traits
     cut = [one for one, _ in traits.per_neuron]
     neurons = traits.cut or _foreign_use(name, [flow, in_training], cut) or _unsaved(model, cut)
     layer = _removable(flow, in_training, named)
@@ -250,6 +253,22 @@ def _layer(
         merge_neurons=None if neurons is None else str(neurons),
         merge_layer=None if layer is None else str(layer),
     )
+
+
+def _traits(name: str, site: Site, named: dict[str, Tensor], known: dict[Any, Traits]) -> Traits | Reason:
+    """What the region behind a layer is, found by running it unless it is known; or why it is no such region."""
+    key = (name, site.region.signature, site.region.shape)
+    if key in known:
+        return known[key]
+    probe = Probe(site.region, named, site.call.pre)
+    try:
+        reason = probe.refusal(site.given)
+        if reason is not None:
+            return reason
+        known[key] = probe.traits()
+    except Exception as error:  # noqa: BLE001  # whatever a re-executed function raises
+        return Reason("cannot be cut", f"re-executing it fails: {error}")
+    return known[key]
 
 
 def _foreign_use(name: str, flows: Iterable[Flow], tensors: Iterable[str]) -> Reason | None:

@@ -75,6 +75,8 @@ def reconstruct(
         image = x.T @ (w * (x @ step)) + penalty * step
         curvature = (step * image).sum(dim=0)
         going = (curvature > 0) & (torch.linalg.vector_norm(residual, dim=0) > 1e-12 * start)
+        if not bool(going.any()):
+            break
         length = torch.where(going, product / curvature.where(going, 1.0), 0.0)
         solution = solution + length * step
         residual = residual - length * image

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_embed.errors import InputError
 
 _TIE = 1e-6  # relative difference of gains that are equal but for rounding
+WHOLE = 8192  # neurons whose covariance is held as a whole: half a gigabyte, growing quadratically
 _UNITS = 4.0  # roundings, of a feature's own dtype, by which copies of one neuron were seen to differ
 
 
@@ -37,7 +38,9 @@ def _check_features(features: Tensor) -> None:
         raise InputError("`features` holds NaN or infinite values; find where the model makes them first.")
 
 
-def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float, *, intercept: bool = True) -> Span:
+def span_order(
+    features: Tensor, consumer_weight: Tensor, tolerance: float, *, intercept: bool = True, most: int | None = None
+) -> Span:
     r"""Order the neurons by how much of what the consumers receive each adds to the span.
 
     A neuron is redundant when its feature lies in the span of the kept features and the constant (001,
@@ -57,6 +60,7 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float, *, i
             from about 1e-5 on.
         intercept: whether the constant belongs to the span; if not, G is the second moment about 0. It does not
             where no bias can make up for it, as before a convolution that pads with zeros.
+        most: number of kept neurons at which to stop too; None for no bound.
 
     Returns:
         The kept neurons and the residual fractions; empty if no feature varies or none is read. With few
@@ -71,15 +75,37 @@ def span_order(features: Tensor, consumer_weight: Tensor, tolerance: float, *, i
     """
     if not 0.0 <= tolerance <= 1.0:
         raise InputError(f"`tolerance` is {tolerance}; a residual fraction between 0 and 1 is needed.")
-    return _greedy(*weighted_gram(features, consumer_weight, intercept=intercept), tolerance)
+    return _greedy(weighted(features, consumer_weight, intercept=intercept), tolerance, most)
 
 
-def weighted_gram(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Covariance of the features, each scaled by the norm of its weights; the weights over that norm; a floor.
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Features as their consumers read them, all float64: what is chosen does not depend on their units.
 
-    What is chosen does not depend on the features' units. A variance at or below the floor, shape (neurons,), may be
-    rounding alone: that of the sums, or that of the features themselves, which two copies of a neuron need not share.
+    Attributes:
+        rows: the features less their mean, each times the norm of its weights, shape (samples, neurons).
+        weight: the weights over that norm, shape (outputs, neurons).
+        variance: of the rows, the diagonal of G, shape (neurons,).
+        floor: a variance at or below may be rounding alone, shape (neurons,): that of the sums, or that of the
+            features themselves, which two copies of a neuron need not share.
     """
+
+    rows: Tensor
+    weight: Tensor
+    variance: Tensor
+    floor: Tensor
+
+    def gram(self, neurons: Tensor | slice = slice(None)) -> Tensor:
+        """Rows of G, shape (chosen neurons, neurons)."""
+        return self.rows[:, neurons].T @ self.rows / len(self.rows)
+
+    def received(self) -> Tensor:
+        """W G, without a G, shape (outputs, neurons)."""
+        return self.weight @ self.rows.T @ self.rows / len(self.rows)
+
+
+def weighted(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> Weighted:
+    """Check features and weights and bring them into common units; `intercept` as in `span_order`."""
     _check_features(features)
     if consumer_weight.ndim != 2 or consumer_weight.shape[1] != features.shape[1]:
         raise InputError(
@@ -90,47 +116,53 @@ def weighted_gram(features: Tensor, consumer_weight: Tensor, *, intercept: bool)
         raise InputError("`consumer_weight` holds NaN or infinite values; restore a finite model first.")
     weight = consumer_weight.detach().double()
     norms = torch.linalg.vector_norm(weight, dim=0)
-    scaled = features.detach().double() * norms
-    power = scaled.square().mean(0)
+    rows = features.detach().double() * norms
+    power = rows.square().mean(0)
     if intercept:
-        scaled = scaled - scaled.mean(0)
-    gram = scaled.T @ scaled / scaled.shape[0]
+        rows -= rows.mean(0)
+    variance = rows.square().mean(0)
     floor = torch.maximum(
-        len(norms) * torch.finfo(gram.dtype).eps * gram.diagonal().amax(),
+        len(norms) * torch.finfo(rows.dtype).eps * variance.amax(),
         (_UNITS * torch.finfo(features.dtype).eps) ** 2 * power,
     )
-    return gram, weight / norms.where(norms > 0, 1.0), floor
+    return Weighted(rows, weight / norms.where(norms > 0, 1.0), variance, floor)
 
 
-def _greedy(gram: Tensor, weight: Tensor, floor: Tensor, tolerance: float) -> Span:
-    """Pivot on `gram` (neurons, neurons), G of `span_order`, read by `weight` (outputs, neurons), W.
+def _greedy(given: Weighted, tolerance: float, most: int | None) -> Span:
+    """Pivot on G of `span_order`, read by W.
 
     With l the new column of the Cholesky factor, R loses l lᵀ and Q = R Wᵀ W R loses l fᵀ + f lᵀ, where
     f = Q[:, pivot] / √R[pivot, pivot] - ‖W l‖² l / 2. Only the diagonals of R and Q and the rows l, f are
     kept up to date; a full R would be rewritten at every pivot. Where R or Q are rounding alone, their ratio may be
-    anything.
+    anything. G and the first Q are computed row by row where they would be too large.
     """
-    width = gram.shape[0]
-    received = weight @ gram
-    total = (received * weight).sum()
-    read = received.T @ received
-    gram_diagonal, read_diagonal = gram.diagonal().clone(), read.diagonal().clone()
-    read_floor = width * torch.finfo(gram.dtype).eps * read_diagonal.amax()
-    factor, half = torch.empty_like(gram), torch.empty_like(gram)
+    samples, width = given.rows.shape
+    whole = width <= WHOLE
+    gram = given.gram() if whole else None
+    received = given.weight @ gram if gram is not None else given.received()
+    read = received.T @ received if whole else None
+    total = (received * given.weight).sum()
+    gram_diagonal, read_diagonal = given.variance.clone(), received.square().sum(0)
+    read_floor = width * torch.finfo(received.dtype).eps * read_diagonal.amax()
+    bound = min(samples, width, width if most is None else most)  # of the rank
+    factor, half = received.new_empty(bound, width), received.new_empty(bound, width)
     kept: list[int] = []
     residual: list[Tensor] = []
     left, fraction = total, 1.0
-    while len(kept) < width and total > 0 and fraction > tolerance:
-        told = (gram_diagonal > floor) & (read_diagonal > read_floor)
+    while len(kept) < bound and total > 0 and fraction > tolerance:
+        told = (gram_diagonal > given.floor) & (read_diagonal > read_floor)
         gain = torch.where(told, read_diagonal / gram_diagonal, 0.0)
         if gain.amax() <= 0:
             break
         # of equals the one with most variance left: its multiple stands for the others with smaller numbers
         pivot = int(torch.where(gain >= (1 - _TIE) * gain.amax(), gram_diagonal, 0.0).argmax())
         k, scale = len(kept), gram_diagonal[pivot].sqrt()
-        column = (gram[pivot] - factor[:k, pivot] @ factor[:k]) / scale
-        f = read[pivot] - factor[:k, pivot] @ half[:k] - half[:k, pivot] @ factor[:k]
-        f = f / scale - gain[pivot] / 2 * column
+        # both rows at once: reading the factor is what costs
+        known, known_half = torch.stack([factor[:k, pivot], half[:k, pivot]]) @ factor[:k]
+        column = gram[pivot] if gram is not None else given.rows[:, pivot] @ given.rows / samples
+        column = (column - known) / scale
+        f = read[pivot] if read is not None else received[:, pivot] @ received
+        f = (f - factor[:k, pivot] @ half[:k] - known_half) / scale - gain[pivot] / 2 * column
         factor[k], half[k] = column, f
         gram_diagonal = (gram_diagonal - column.square()).clamp_min(0.0)
         gram_diagonal[pivot] = 0.0
@@ -139,7 +171,7 @@ def _greedy(gram: Tensor, weight: Tensor, floor: Tensor, tolerance: float) -> Sp
         fraction = float((left / total).sqrt())
         kept.append(pivot)
         residual.append((left / total).sqrt())
-    return Span(tuple(kept), torch.stack(residual) if residual else gram.new_zeros(0))
+    return Span(tuple(kept), torch.stack(residual) if residual else received.new_zeros(0))
 
 
 def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> int:

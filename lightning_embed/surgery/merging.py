@@ -109,7 +109,8 @@ class _Merging:
         self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
         self.optimizers, self.when = optimizers, when
         self.attachment = attach(model)
-        self.graph: Graph = observe(model, fit)
+        self.known: dict[Any, Any] = {}  # of regions that a merge elsewhere has not changed
+        self.graph: Graph = observe(model, fit, self.known)
         self.check = Check(model, decide, tolerance)
         self.unusable: set[str] = set()
         self.steps: list[Step] = []
@@ -276,7 +277,7 @@ class _Merging:
                 self.kept = kept
                 if correction is not None:
                     self._record(correction.step, correction.applied, effect, "", parameter_count(self.model))
-                self.graph = observe(self.model, self.fit)
+                self.graph = observe(self.model, self.fit, self.known)
                 return True
         return False
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import HiddenLayer, Reason
 from lightning_embed.statistics import (
+    Span,
     affine_fit,
     amplitudes,
     cosine_groups,
@@ -127,15 +128,23 @@ def nominate_neurons(
 
 
 def nominate_width(
-    model: nn.Module, layer: HiddenLayer, features: Features, width: int, criterion: str = "size"
+    model: nn.Module,
+    layer: HiddenLayer,
+    features: Features,
+    width: int,
+    criterion: str = "size",
+    order: Span | None = None,
 ) -> NeuronMerge | Reason:
-    """Keep the neurons that carry the consumers' input best, at most `width` of them; or why that cannot be done."""
+    """Keep the neurons that carry the consumers' input best, at most `width` of them; or why that cannot be done.
+
+    An order that is known already, of at least `width` neurons, is not sought again.
+    """
     if features.rows < SAMPLES_PER_NEURON * width:
         needed = SAMPLES_PER_NEURON * width
         what = f"keeping {width} neurons needs {needed} to fit, there are {features.rows}"
         return Reason("too few samples", what)
     weight = consumer_weight(model, layer)
-    span = span_order(features.post, weight, 0.0, intercept=layer.intercept)
+    span = order or span_order(features.post, weight, 0.0, intercept=layer.intercept, most=width)
     kept = list(exchange(features.post, weight, span.kept[:width] or (0,), intercept=layer.intercept))
     share = float(span.residual[min(width, len(span.kept)) - 1]) if len(span.kept) else 0.0
     mix, shift = refit(features.post, kept, intercept=layer.intercept)
@@ -146,7 +155,9 @@ def milder(model: nn.Module, layer: HiddenLayer, features: Features, refused: Ne
     """Steps between one that changes too much and none: 1/2, 1/4 and 1/8 of the neurons that it would have cut."""
     cut = layer.width - len(refused.kept)
     widths = dict.fromkeys(layer.width - cut // part for part in (2, 4, 8))
-    steps = [nominate_width(model, layer, features, one, "span") for one in widths if one < layer.width]
+    weight = consumer_weight(model, layer)
+    order = span_order(features.post, weight, 0.0, intercept=layer.intercept, most=max(widths))
+    steps = [nominate_width(model, layer, features, one, "span", order) for one in widths if one < layer.width]
     distinct = {one.kept: one for one in steps if isinstance(one, NeuronMerge)}  # fewer than asked for may span all
     return [one for kept, one in distinct.items() if kept != refused.kept and len(kept) < layer.width]
 

@@ -53,12 +53,17 @@ class Original:
         Returns:
             What was done, or None where nothing differs or too few rows tell how.
         """
-        done, names, changes = Applied(), [], []
-        for name, wanted in self._outputs.items():
-            layer = modules_by_name(model).get(name)
-            if not is_layer(layer):
-                continue  # merged away
-            step = self._correction(model, name, layer, wanted, kept.get(name))
+        done = Applied()
+        names: list[str] = []
+        changes: list[tuple[Tensor, Tensor]] = []
+        modules = {name: modules_by_name(model).get(name) for name in self._outputs}
+        layers = {name: one for name, one in modules.items() if is_layer(one)}  # the others are merged away
+        wanted = {name: _columns(self._outputs[name], kept.get(name)) for name in layers}
+        differ = self._differ(model, layers, wanted)
+        for name, layer in layers.items():
+            if not names and name not in differ:
+                continue  # what lies before the first correction puts out what it did
+            step = self._correction(model, name, layer, wanted[name], kept.get(name))
             if step is None:
                 continue
             try:
@@ -74,10 +79,7 @@ class Original:
     def _correction(
         self, model: nn.Module, name: str, layer: Layer, wanted: Tensor, kept: Tensor | None
     ) -> Reconstruction | None:
-        weight = self._weights[name]
-        if kept is not None:
-            wanted, weight = wanted[:, kept.to(wanted.device)], weight[:, kept.to(weight.device)]
-        fan_in = layer.weight[0].numel()
+        weight, fan_in = _columns(self._weights[name], kept), layer.weight[0].numel()
         rows, work = len(wanted), len(wanted) * layer.weight.numel()
         if rows < ROWS_PER_INPUT * fan_in or work > OPERATIONS:
             return None
@@ -88,6 +90,27 @@ class Original:
             return None
         change, bias = reconstruct(inputs, error, weight, intercept=layer.bias is not None)
         return Reconstruction((name,), (change.reshape(layer.weight.shape).cpu(),), (bias.cpu(),))
+
+    def _differ(self, model: nn.Module, layers: Mapping[str, Layer], wanted: Mapping[str, Tensor]) -> set[str]:
+        """The layers that put out something else than is wanted."""
+        found: set[str] = set()
+        rows = dict.fromkeys(layers, 0)
+
+        def hook_of(name: str) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+                now = self._rows(layers[name], output)
+                begin, rows[name] = rows[name], rows[name] + len(now)
+                if not torch.equal(now, wanted[name][begin : rows[name]]):
+                    found.add(name)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name, layer in layers.items():
+                stack.callback(layer.register_forward_hook(hook_of(name)).remove)
+            for tape in self._tapes:
+                replay(model, tape)
+        return found
 
     def _now(self, model: nn.Module, layer: Layer) -> tuple[Tensor, Tensor]:
         """Rows that a layer reads and puts out in the present model."""
@@ -145,6 +168,10 @@ class Original:
                     weights[name].append(self._rows(modules[name], gradient).double().square())
         found = [name for name in names if outputs[name]]
         return {n: torch.cat(outputs[n]) for n in found}, {n: torch.cat(weights[n]) for n in found}
+
+
+def _columns(values: Tensor, kept: Tensor | None) -> Tensor:
+    return values if kept is None else values[:, kept.to(values.device)]
 
 
 def _gradients(total: Tensor, leaves: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import ReplayError
 from lightning_embed.tape.functions import function_name, in_eval
-from lightning_embed.tape.tree import Leaf, canonical_name, map_leaves, map_tensors, tensors_of
+from lightning_embed.tape.tree import Leaf, canonical_name, leaves, map_leaves, map_tensors, tensors_of
 
 Collected = TypeVar("Collected")
 
@@ -144,9 +145,8 @@ def model_device(model: nn.Module) -> torch.device:
     >>> model_device(nn.Linear(1, 1))
     device(type='cpu')
     """
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -245,6 +245,8 @@ def set_modes(model: nn.Module, *, training: bool) -> None:
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
+    if not torch.cuda.is_initialized():
+        return []
     found = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
     return sorted(device.index for device in found if device.index is not None)
 
@@ -319,7 +321,9 @@ def execute(
     training: bool = False,
 ) -> list[Collected]:
     """Run the steps of a tape in the present modes; `collect` sees each output before later steps can change it."""
-    modules, named, devices = modules_by_name(model), tensors_by_name(model), _cuda_devices(model)
+    devices = _cuda_devices(model)
+    modules = modules_by_name(model) if any(step.module for step in tape.steps) else {"": model}
+    named = tensors_by_name(model) if any(isinstance(leaf, Named) for leaf in leaves(arguments)) else {}
     values: list[list[Tensor]] = []
     outputs: dict[Ref, Collected] = {}
     for number, (step, given) in enumerate(zip(tape.steps, arguments, strict=True)):

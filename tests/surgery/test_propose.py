@@ -87,3 +87,31 @@ def test_after_a_refusal_the_boldest_of_the_milder_steps_that_is_allowed():
     changes = [one.change for one in first]
     assert changes == sorted(changes, reverse=True)
     assert changes[-1] <= 0.1 < changes[-2]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_condensation_sees_a_batch_norm_inside_a_container_or_behind_the_activation(after):
+    torch.manual_seed(0)
+    inside = [nn.Tanh(), nn.BatchNorm1d(5)] if after else [nn.BatchNorm1d(5), nn.Tanh()]
+    model = nn.Sequential(nn.Linear(3, 5), nn.Sequential(*inside), nn.Linear(5, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight[3:], model[0].bias[3:] = model[0].weight[0], model[0].bias[0]
+    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == 3
+    with torch.no_grad():
+        next(one for one in model[1] if isinstance(one, nn.BatchNorm1d)).running_mean[3] += 1.0
+    left = 3 if after else 4  # behind the activation another mean leaves the feature the same, up to the constant
+    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == left
+
+
+def test_a_neuron_that_is_constant_on_the_fitting_half_alone_does_not_save_the_null_ones():
+    model = mlp(3, 6, 2, activation=nn.ReLU)
+    x = data()
+    x[:200, 0], x[200:, 0] = -x[:200, 0].abs(), x[200:, 0].abs()  # the second half decides
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = torch.tensor([3.0, 0.0, 0.0]), 0.0
+        model[0].weight[1] = 0.0
+        model[0].weight[2], model[0].bias[2], model[2].weight[:, 2] = 0.1, -9.0, 0.0  # never active, and not read
+    result = le.prune(model, x, criteria=le.Criteria(None, None, None))
+    seen = [(one.criterion, one.done, one.evidence["constant"]) for one in result.records]
+    assert seen == [("null", False, 3), ("null", True, 2)]
+    torch.testing.assert_close(result.model(x), model(x))

@@ -47,7 +47,8 @@ def distill(
         data: a tensor (samples, …), a DataLoader or an iterable of batches, as in `prune`, but all of it is used in
             every epoch. A tensor is shuffled; batches come in the order in which the loader gives them.
         epochs: passes over the data.
-        lr: Adam's rate; a tenth to a third of the rate that the network was trained with is a good start.
+        lr: Adam's rate at the start; a tenth to a third of the rate that the network was trained with is good. It falls
+            linearly to 0, or from epoch to epoch where the data do not tell how many batches they hold.
         batch: samples in a batch, where the data are one tensor.
         call: how to run the teacher on a batch: batch → outputs. The student is called in the same way.
         output: which tensor(s) of what the call returns are compared.
@@ -63,7 +64,7 @@ def distill(
 
     >>> _ = torch.manual_seed(0)
     >>> teacher, student = nn.Linear(2, 1), nn.Linear(2, 1)
-    >>> losses = distill(student, teacher, torch.randn(99, 2), epochs=40, lr=0.1, batch=33)
+    >>> losses = distill(student, teacher, torch.randn(99, 2), epochs=60, lr=0.1, batch=33)
     >>> losses[-1] < 1e-3 < losses[0]
     True
     """
@@ -73,9 +74,12 @@ def distill(
     with torch.inference_mode(mode=False), torch.enable_grad(), _put_back(trained):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
         optimizer = torch.optim.Adam(trained, lr=lr)
+        length = _length(data, batch)
         for epoch in range(epochs):
             total, count = 0.0, 0
             for one in _batches(data, batch):
+                left = 1 - (epoch + min(1.0, count / length)) / epochs
+                optimizer.param_groups[0]["lr"] = lr * left
                 loss = _step(student, teacher, one, call, output, optimizer)
                 if not math.isfinite(loss):
                     raise InputError(
@@ -113,6 +117,16 @@ def _check(data: Any, epochs: int, lr: float, batch: int) -> None:
         raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
     if isinstance(data, Iterator) and epochs > 1:
         raise InputError("data is an iterator, which ends after one epoch; give a list of batches or a DataLoader.")
+
+
+def _length(data: Any, batch: int) -> float:
+    """Number of batches in an epoch; infinite where the data do not tell."""
+    if isinstance(data, Tensor):
+        return -(-len(data) // batch) if data.dim() else 0
+    try:
+        return len(data)
+    except TypeError:
+        return math.inf
 
 
 def _batches(data: Any, batch: int) -> Iterator[Any]:

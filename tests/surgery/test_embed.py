@@ -33,9 +33,9 @@ def test_every_layer_whose_neurons_may_merge_can_be_widened(name):
     torch.manual_seed(1)
     batch = entry.batch()
     modules = dict(model.named_modules())
-    widths = {layer: modules[layer].out_features + 5 for layer in entry.neurons}
+    widths = {layer: len(modules[layer].weight) + 5 for layer in entry.neurons}
     wide = le.widen(model, widths, [batch, batch], call=lambda one: entry.call(model, one))
-    assert {layer: wide.get_submodule(layer).out_features for layer in widths} == widths
+    assert {layer: len(wide.get_submodule(layer).weight) for layer in widths} == widths
     assert all(torch.equal(one, before[key]) for key, one in model.state_dict().items())
     torch.manual_seed(2)
     old = entry.call(copy.deepcopy(model).eval(), batch)

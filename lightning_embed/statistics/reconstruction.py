@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_embed.errors import InputError
 
-RIDGE = 1e-2
+RIDGE = 1e-4
 ITERATIONS = 10
 
 
@@ -101,4 +101,4 @@ def _check(inputs: Tensor, error: Tensor, weight: Tensor, ridge: float) -> None:
     if (weight < 0).any():
         raise InputError("`weight` has negative entries; give squared sensitivities, at least 0.")
     if not ridge > 0:
-        raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-2.")
+        raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-4.")

@@ -48,7 +48,8 @@ def test_the_minimum_of_the_weighted_sum_of_squares(seed, intercept, ridge):
 @given(seed=st.integers(0, 200), intercept=st.booleans(), scale=st.sampled_from([0.0, 1.0, 7.0]))
 def test_equal_weights_need_one_iteration_and_weights_of_zero_count_as_equal(seed, intercept, scale):
     inputs, error, _ = rows(seed=seed)
-    found = reconstruct(inputs, error, torch.full_like(error, scale), intercept=intercept, iterations=1)
+    weight = torch.full_like(error, scale)
+    found = reconstruct(inputs, error, weight, intercept=intercept, ridge=1e-2, iterations=1)
     reference = dense(inputs, error, torch.ones_like(error), intercept=intercept, ridge=1e-2)
     torch.testing.assert_close(found, reference, **tolerance(torch.float64, 10))
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
 from lightning_embed.operators import (
+    Embedding,
     add_null_neurons,
+    compatible_embedding,
     drop_null_neurons,
     lift_layer,
     merge_layers,
@@ -24,6 +26,7 @@ from lightning_embed.surgery import (
     Tolerance,
     apply,
     attach,
+    deepen,
     detach,
     distill,
     export,
@@ -31,6 +34,7 @@ from lightning_embed.surgery import (
     measure,
     propose,
     prune,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Criteria",
+    "Embedding",
     "EmbeddingError",
     "InputError",
     "Measurement",
@@ -53,6 +58,8 @@ __all__ = [
     "add_null_neurons",
     "apply",
     "attach",
+    "compatible_embedding",
+    "deepen",
     "detach",
     "distill",
     "drop_null_neurons",
@@ -66,6 +73,7 @@ __all__ = [
     "propose",
     "prune",
     "split_neuron",
+    "widen",
 ]
 
 

@@ -32,26 +32,26 @@ def network(seed: int) -> nn.Module:
     return net
 
 
-def run(data: Mnist, seeds: range) -> list[dict]:
-    images = data.as_images()
-    found = []
-    for seed in seeds:
-        net = network(seed)
-        train(net, images.images[:TRAINED], data.labels[:TRAINED], epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed)
-        calibration = images.calibration(seed)[:CALIBRATION]
-        for share in SHARES:
-            ours = le.prune(net, calibration, widths=_widths(net, share), seed=seed)
-            students = {
-                "Torch-Pruning": _torch_pruning(net, share),
-                "L2 + refit": _refitted(net, calibration, share),
-                "ours": ours.model,
-            }
-            row = {"seed": seed, "share": f"1/{share}", "parameters": ours.size[1].parameters}
-            row |= {method: images.agreement(net, student) for method, student in students.items()}
-            found.append(row | {"accuracy before": images.accuracy(net), "accuracy": images.accuracy(ours.model)})
+def run(data: Mnist, seed: int) -> list[dict]:
+    images, net, found = data.as_images(), network(seed), []
+    train(net, images.images[:TRAINED], data.labels[:TRAINED], epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed)
+    calibration = images.calibration(seed)[:CALIBRATION]
+    for share in SHARES:
+        ours = le.prune(net, calibration, widths=_widths(net, share), seed=seed)
+        students = {
+            "Torch-Pruning": _torch_pruning(net, share),
+            "L2 + refit": _refitted(net, calibration, share),
+            "ours": ours.model,
+        }
+        row = {"seed": seed, "share": f"1/{share}", "parameters": ours.size[1].parameters}
+        row |= {method: images.agreement(net, student) for method, student in students.items()}
+        found.append(row | {"accuracy before": images.accuracy(net), "accuracy": images.accuracy(ours.model)})
+    return found
+
+
+def show(found: list[dict]) -> None:
     print("Agreement with the uncut network on the test images.")
     print(tabulate(found, headers="keys", floatfmt=".4f"))
-    return found
 
 
 def _widths(net: nn.Module, share: int) -> dict[str, int]:

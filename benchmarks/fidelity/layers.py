@@ -29,33 +29,30 @@ def network(seed: int) -> nn.Sequential:
     return net
 
 
-def run(data: Mnist, seeds: range) -> list[dict]:
-    found, curves = [], []
-    for seed in seeds:
-        net = train(network(seed), data.images, data.labels, epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed)
-        calibration = data.calibration(seed)
-        result = le.prune(net, calibration, criteria=ONLY_LAYERS, seed=seed)
-        merged = copy.deepcopy(result.model)
-        linear = result.before.linear_layers(0.99)
-        row = {
-            "seed": seed,
-            "MPC > .99": linear,
-            "merged": sum(one.done and one.kind == "layer" for one in result.records),
-            "accuracy before": data.accuracy(net),
-            "agreement": data.agreement(net, merged),
-            "accuracy": data.accuracy(merged),
-        }
-        le.distill(merged, net, data.images, epochs=3, lr=3e-4, seed=seed)
-        row |= {"agreement, distilled": data.agreement(net, merged), "accuracy, distilled": data.accuracy(merged)}
-        row |= _rest(data, net, result.model, seed)
-        found.append(row)
-        curve = _curve(data, net, calibration, seed)
-        curves += [{"seed": seed, **one} for one in curve]
+def run(data: Mnist, seed: int) -> list[dict]:
+    net = train(network(seed), data.images, data.labels, epochs=EPOCHS, rate=RATE, batch=BATCH, seed=seed)
+    calibration = data.calibration(seed)
+    result = le.prune(net, calibration, criteria=ONLY_LAYERS, seed=seed)
+    merged = copy.deepcopy(result.model)
+    row = {
+        "seed": seed,
+        "MPC > .99": result.before.linear_layers(0.99),
+        "merged": sum(one.done and one.kind == "layer" for one in result.records),
+        "accuracy before": data.accuracy(net),
+        "agreement": data.agreement(net, merged),
+        "accuracy": data.accuracy(merged),
+    }
+    le.distill(merged, net, data.images, epochs=3, lr=3e-4, seed=seed)
+    row |= {"agreement, distilled": data.agreement(net, merged), "accuracy, distilled": data.accuracy(merged)}
+    row |= _rest(data, net, result.model, seed)
+    return [{"network": row, "curve": [{"seed": seed, **one} for one in _curve(data, net, calibration, seed)]}]
+
+
+def show(found: list[dict]) -> None:
     print("Default criteria (layers) and tolerance. The depth paper: 98.54 % agreement after retraining.")
-    print(tabulate(found, headers="keys", floatfmt=".4f"))
+    print(tabulate([one["network"] for one in found], headers="keys", floatfmt=".4f"))
     print("\nAgreement by number of merged layers, no retraining, no tolerance:")
-    print(tabulate(curves, headers="keys", floatfmt=".4f"))
-    return [{"networks": found, "curves": curves}]
+    print(tabulate([row for one in found for row in one["curve"]], headers="keys", floatfmt=".4f"))
 
 
 def _rest(data: Mnist, net: nn.Module, merged: nn.Module, seed: int) -> dict[str, float]:

@@ -14,27 +14,27 @@ WIDTH, IMAGES, RATE, GROUPS, COSINE = 400, 1000, 3e-5, 60, 0.9
 MOST_STEPS = 2000
 
 
-def run(data: Mnist, seeds: range) -> list[dict]:
-    found = []
-    for seed in seeds:
-        images, labels = data.images[:IMAGES], data.labels[:IMAGES]
-        net, step, groups = _condensed(images, labels, seed)
-        result = le.prune(net, images, widths={"0": GROUPS}, seed=seed)
-        found.append(
-            {
-                "seed": seed,
-                "step": step,
-                "groups": len(groups),
-                "neurons": result.model[0].out_features,
-                "ours": data.agreement(net, result.model),
-                "paper's formula": data.agreement(net, _published(net, groups)),
-                "accuracy before": data.accuracy(net),
-                "accuracy": data.accuracy(result.model),
-            }
-        )
+def run(data: Mnist, seed: int) -> list[dict]:
+    images, labels = data.images[:IMAGES], data.labels[:IMAGES]
+    net, step, groups = _condensed(images, labels, seed)
+    result = le.prune(net, images, widths={"0": GROUPS}, seed=seed)
+    return [
+        {
+            "seed": seed,
+            "step": step,
+            "groups": len(groups),
+            "neurons": result.model[0].out_features,
+            "ours": data.agreement(net, result.model),
+            "paper's formula": data.agreement(net, _published(net, groups)),
+            "accuracy before": data.accuracy(net),
+            "accuracy": data.accuracy(result.model),
+        }
+    ]
+
+
+def show(found: list[dict]) -> None:
     print("The width paper: 98.5 % agreement at 58 neurons, after retraining.")
     print(tabulate(found, headers="keys", floatfmt=".4f"))
-    return found
 
 
 def _condensed(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[nn.Sequential, int, list[list[int]]]:

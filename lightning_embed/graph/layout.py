@@ -87,9 +87,23 @@ def input_layout(consumer: Layer, neurons: int) -> Layout:
     return Layout(_dim(consumer), consumer.weight.shape[1] // max(1, neurons))
 
 
-def input_weights(consumer: Layer, neurons: int) -> Tensor:
-    """A consumer's weights by the neuron that they read: (outputs, neurons, entries and taps of the kernel)."""
-    return consumer.weight.detach().reshape(len(consumer.weight), neurons, -1)
+def input_rows(weight: Tensor, neurons: int) -> Tensor:
+    """A consumer's weights by the neuron that they read, (rows, neurons).
+
+    A row is an output and, of a convolution, a tap of its kernel; where it reads flattened maps, an output and a
+    position.
+
+    >>> input_rows(torch.arange(6.0).reshape(1, 6), neurons=2)
+    tensor([[0., 3.],
+            [1., 4.],
+            [2., 5.]])
+    """
+    return weight.detach().reshape(len(weight), neurons, -1).transpose(1, 2).reshape(-1, neurons)
+
+
+def from_input_rows(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `input_rows`, for any number of neurons; `like` is the weight that they were taken from."""
+    return rows.reshape(len(like), -1, rows.shape[1]).transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
 
 
 def patches(inputs: Tensor, convolution: Convolution, outputs: Tensor, rows: Tensor) -> Tensor:

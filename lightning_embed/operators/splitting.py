@@ -1,6 +1,5 @@
 """Splitting a neuron into copies, and its inverse: merging neurons that compute the same feature."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -44,37 +43,79 @@ def split_neuron(
         >>> w_in.tolist(), b_in, w_out.tolist()
         ([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], None, [[3.0, 3.0, 1.0]])
     """
+    width = checks.matrix("w_in", w_in).shape[0]
+    (neuron,) = checks.indices("neuron", [neuron], width)
+    shares = _shares(alpha)
+    source = [*range(width), *[neuron] * (len(shares) - 1)]
+    every = shares.new_ones(len(source))
+    every[neuron], every[width:] = shares[0], shares[1:]
+    return split_neurons(w_in, b_in, w_out, source, every)
+
+
+def split_neurons(
+    w_in: Tensor, b_in: Tensor | None, w_out: Tensor, source: Sequence[int], shares: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Split any neurons of a layer at once: the wide layer's neuron j is a copy of `source[j]` with the share α_j.
+
+    Its input weights and bias are those of the original, its output weights α_j times the original's; the shares of
+    all copies of a neuron sum to 1. This is the K-step composition of 001, Def. 4.6 within one layer, in any order of
+    the neurons. What is preserved and what is not: as in `split_neuron`.
+
+    Args:
+        w_in: Input weights, shape (width, fan_in).
+        b_in: Input bias, shape (width,), or None.
+        w_out: Output weights, shape (fan_out, width).
+        source: For every neuron of the wide layer the neuron that it copies; each of 0..width-1 at least once.
+        shares: α, shape (len(source),), of any sign.
+
+    Returns:
+        (w_in, b_in, w_out) of the layer of len(source) neurons. New tensors of the given types.
+
+    Raises:
+        InputError: If shapes do not agree, values are not finite, a neuron has no copy, or the shares of its copies
+            do not sum to 1.
+
+    Example:
+        >>> wide = split_neurons(torch.ones(1, 1), None, torch.tensor([[8.0]]), [0, 0, 0], torch.tensor([2, 0.5, -1.5]))
+        >>> wide[2].tolist()
+        [[16.0, 4.0, -12.0]]
+    """
     checks.same_device(w_in=w_in, b_in=b_in, w_out=w_out)
     rows = checks.matrix("w_in", w_in)
-    width = rows.shape[0]
-    columns = checks.matrix("w_out", w_out, columns=width)
+    columns = checks.matrix("w_out", w_out, columns=len(rows))
     checks.bias("b_in", b_in, rows)
-    (neuron,) = checks.indices("neuron", [neuron], width)
-    shares = _shares(alpha).to(columns.device)
-
-    source = [*range(width), *[neuron] * (len(shares) - 1)]
-    scale = torch.ones(len(source), dtype=torch.float64, device=columns.device)
-    scale[neuron], scale[width:] = shares[0], shares[1:]
+    source = [int(neuron) for neuron in source]
+    if set(source) != set(range(len(rows))):
+        raise InputError(f"source must name every neuron of 0..{len(rows) - 1} and no other, not {source}")
+    precision = shares.dtype
+    shares = checks.vector("shares", shares, len(source)).to(columns.device)
+    index = torch.tensor(source, device=columns.device)
+    sums = shares.new_zeros(len(rows)).index_add(0, index, shares)
+    # Shares of opposite sign cancel: their sum is as exact as the largest of them.
+    terms = shares.new_zeros(len(rows)).index_add(0, index, shares.abs())
+    resolution = 16 * torch.bincount(index) * torch.finfo(precision).eps * terms
+    wrong = ((sums - 1).abs() > resolution).nonzero().flatten().tolist()
+    if wrong:
+        total = float(sums[wrong[0]])
+        raise InputError(
+            f"the shares of the copies of neuron {wrong[0]} must sum to 1, not to {total!r}; divide them by their sum"
+        )
     return (
         w_in[source],
         None if b_in is None else b_in[source],
-        checks.back("the split output weights", columns[:, source] * scale, w_out),
+        checks.back("the split output weights", columns[:, source] * shares, w_out),
     )
 
 
 def _shares(alpha: float | Sequence[float] | Tensor) -> Tensor:
-    if isinstance(alpha, Tensor):
-        shares, precision = alpha.double(), alpha.dtype if alpha.is_floating_point() else torch.float64
+    if isinstance(alpha, Tensor) and alpha.is_floating_point():
+        shares = alpha
     else:
-        shares, precision = torch.tensor(alpha, dtype=torch.float64), torch.float64
+        shares = torch.as_tensor(alpha, dtype=torch.float64)
     if shares.dim() == 0:
-        shares = torch.stack([1 - shares, shares])
+        shares = torch.stack([1 - shares.double(), shares.double()])
     if shares.dim() != 1 or len(shares) < 2 or not torch.isfinite(shares).all():
         raise InputError(f"alpha must be one finite number or at least two, not {alpha}")
-    # Shares of opposite sign cancel: their sum is as exact as the largest of them.
-    resolution = 16 * len(shares) * torch.finfo(precision).eps * float(shares.abs().sum())
-    if not math.isclose(float(shares.sum()), 1.0, rel_tol=0.0, abs_tol=resolution):
-        raise InputError(f"alpha must sum to 1, not to {float(shares.sum())!r}; divide the shares by their sum")
     return shares
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_embed.statistics.affine import AffineFit, affine_fit, affine_fit_of_moments, tangent_fit
+from lightning_embed.statistics.cka import linear_cka
 from lightning_embed.statistics.condensation import (
     amplitudes,
     augmented_weights,
@@ -41,6 +42,7 @@ __all__ = [
     "exchange",
     "gradient_l1",
     "gradient_norms",
+    "linear_cka",
     "merge_moments",
     "minimal_pearson_correlation",
     "mpc_of_moments",

@@ -4,11 +4,13 @@ from lightning_embed.surgery.apply import apply
 from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.distill import distill
+from lightning_embed.surgery.embed import deepen, widen
 from lightning_embed.surgery.export import export
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
 from lightning_embed.surgery.prune import Result, Size, measure, propose, prune
+from lightning_embed.surgery.sequential import mlp, theta_of
 
 __all__ = [
     "KEY",
@@ -24,14 +26,18 @@ __all__ = [
     "Tolerance",
     "apply",
     "attach",
+    "deepen",
     "detach",
     "distill",
     "export",
     "load_from_checkpoint",
     "measure",
     "merge",
+    "mlp",
     "propose",
     "prune",
     "read_architecture",
     "records_table",
+    "theta_of",
+    "widen",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import Layer, input_layout, input_weights, is_layer
+from lightning_embed.graph import Layer, from_input_rows, input_layout, input_rows, is_layer
 from lightning_embed.operators import merge_layers, merge_neurons
 from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
 from lightning_embed.surgery.edit import Edits, submodule
@@ -239,15 +239,12 @@ def _without(
     layer: Layer, name: str, consumer: Layer, kept: list[int], mix: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a consumer for the kept neurons; every tap of a kernel is an output of its own to mix."""
-    taps = input_weights(consumer, len(layer.weight)).double().transpose(1, 2)
-    flat = taps.reshape(-1, taps.shape[-1])
-    _, _, mixed, shifts = merge_neurons(layer.weight.flatten(1), layer.bias, flat, None, kept, mix, shift)
-    weight = (
-        mixed.reshape(*taps.shape[:2], len(kept)).transpose(1, 2).reshape(len(taps), -1, *consumer.weight.shape[2:])
-    )
+    rows = input_rows(consumer.weight, len(layer.weight)).double()
+    _, _, mixed, shifts = merge_neurons(layer.weight.flatten(1), layer.bias, rows, None, kept, mix, shift)
+    weight = from_input_rows(mixed, consumer.weight)
     bias = None if consumer.bias is None else consumer.bias.detach().double()
     if shifts is not None:
-        added = shifts.reshape(taps.shape[:2]).sum(dim=1)
+        added = shifts.reshape(len(weight), -1).sum(dim=1)
         bias = added if bias is None else bias + added
     for what, value in (("weight", weight), ("bias", bias)):
         if value is not None and not torch.isfinite(value.to(consumer.weight.dtype)).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.tape.tree import tensors_of
 
+M = TypeVar("M", bound=nn.Module)
 _WITHOUT_SHAPE: Any = nn.parameter.UninitializedBuffer  # torch tells type checkers nothing of its arguments
 
 
 @torch.inference_mode(mode=False)
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: M) -> M:
     """A deep copy of a model.
 
     Tensors that it keeps from earlier calls (features, masked or normalised weights) are copied without their graph,
@@ -50,7 +51,7 @@ def copy_of(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). Take what it keeps on itself "
             "and cannot be copied (open files, locks, graphs) off it first."
         ) from error
-    if not isinstance(copied, nn.Module) or _parts(copied) & _parts(model):
+    if not isinstance(copied, type(model)) or _parts(copied) & _parts(model):
         raise InputError(
             f"{type(model).__name__} cannot be copied: its __deepcopy__ gives back parts of the model itself, which "
             "would be changed with the copy. Copy the model yourself and use lightning_embed.apply on that."

@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from lightning_embed.graph import Graph, HiddenLayer, input_weights, is_layer, legend
+from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, legend
 from lightning_embed.statistics import (
     augmented_weights,
     cosine_groups,
@@ -142,13 +142,13 @@ def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:
     Every tap of a convolution's kernel and every position of a flattened map counts as an output. Where there are many
     more of them than neurons, a square matrix with the same WᵀW stands for them.
     """
-    weights = [input_weights(submodule(model, name), layer.width) for name in layer.consumers]  # type: ignore[arg-type]  # layers by construction
-    if sum(one.shape[0] * one.shape[2] for one in weights) <= 4 * layer.width:
-        return torch.cat([one.transpose(1, 2).reshape(-1, layer.width).double() for one in weights])
+    weights = [submodule(model, name).weight.detach() for name in layer.consumers]  # type: ignore[operator]  # layers by construction
+    if sum(one.numel() for one in weights) <= 4 * layer.width**2:
+        return torch.cat([input_rows(one, layer.width).double() for one in weights])
     gram = weights[0].new_zeros(layer.width, layer.width, dtype=torch.float64)
     for weight in weights:
         for part in weight.split(max(1, _ENTRIES // weight[0].numel())):
-            rows = part.transpose(1, 2).reshape(-1, layer.width).double()
+            rows = input_rows(part, layer.width).double()
             gram += rows.T @ rows
     values, vectors = torch.linalg.eigh(gram)
     root: Tensor = vectors * values.clamp_min(0.0).sqrt()

@@ -149,7 +149,7 @@ def prune(
     check_sizes(widths, budget)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
-    fit, decide = _halves(model, data, call, output, seed)
+    fit, decide = halves(model, data, call, output, seed)
     before, size = look(copy_of(model), fit, criteria or Criteria())
     if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
@@ -250,7 +250,7 @@ def measure(
     (3, 1.0, 1)
     """
     _check_types(criteria=criteria, call=call, seed=seed)
-    fit, decide = _halves(model, data, call, None, seed)
+    fit, decide = halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
     copied = copy_of(model)
     return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
@@ -284,7 +284,7 @@ def propose(
     1. merge layer 0 (3 neurons) into 2  [mpc 1, fit weighted]
     """
     _check_types(criteria=criteria, call=call, seed=seed)
-    fit, decide = _halves(model, data, call, None, seed)
+    fit, decide = halves(model, data, call, None, seed)
     tapes = [*fit, *decide]
     plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
     return plan
@@ -315,7 +315,7 @@ def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[M
     return measurement, size_of(model, tapes[0], measurement)
 
 
-def _halves(
+def halves(
     model: nn.Module,
     data: Any,
     call: Callable[[Any], Any] | None,

@@ -127,16 +127,22 @@ class Tape:
 def deal(tapes: Sequence[Tape]) -> tuple[list[Tape], list[Tape]]:
     """Deal tapes out in two halves, one that fits and one that decides; a single tape is cut in two.
 
-    Tapes of one structure go to the halves in turn, so that a training that alternates between two kinds of steps
-    has both kinds in both halves.
+    Of the tapes of one structure each goes to the half that has fewer samples of it, so that a training that alternates
+    between two kinds of steps has both kinds in both halves, and batches of different sizes make halves alike.
     """
     if len(tapes) == 1 and tapes[0].samples > 1:
         tapes = tapes[0].halves()
     kinds: dict[tuple[Any, ...], list[Tape]] = {}
     for tape in tapes:
         kinds.setdefault(tape.structure, []).append(tape)
-    ordered = [tape for kind in kinds.values() for tape in kind]
-    return ordered[0::2], ordered[1::2]
+    halves: tuple[list[Tape], list[Tape]] = ([], [])
+    for kind in kinds.values():
+        samples = [0, 0]
+        for tape in kind:
+            half = min((0, 1), key=lambda one: (samples[one], len(halves[one])))
+            samples[half] += tape.samples
+            halves[half].append(tape)
+    return halves
 
 
 def model_device(model: nn.Module) -> torch.device:

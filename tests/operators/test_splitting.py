@@ -34,7 +34,7 @@ def test_shares_may_be_as_exact_as_their_type():
     w_in, b_in, w_out, _ = layer()
     split_neuron(w_in, b_in, w_out, 0, [0.1] * 10)
     split_neuron(w_in, b_in, w_out, 0, torch.full((3,), 1 / 3, dtype=torch.float32))
-    with pytest.raises(InputError, match="alpha must sum to 1"):
+    with pytest.raises(InputError, match="must sum to 1"):
         split_neuron(w_in, b_in, w_out, 0, [1 / 3, 1 / 3, 0.333333])
 
 
@@ -95,7 +95,7 @@ SPLITS = {
     "alpha must be one finite number or at least two, not nan": (
         torch.ones(3, 2), None, torch.ones(2, 3), 0, NAN,
     ),
-    "alpha must sum to 1, not to 1.5": (torch.ones(3, 2), None, torch.ones(2, 3), 0, [1.0, 0.5]),
+    "must sum to 1, not to 1.5": (torch.ones(3, 2), None, torch.ones(2, 3), 0, [1.0, 0.5]),
     "too large for torch.float16; convert": (
         torch.ones(3, 2), None, torch.ones(2, 3, dtype=torch.float16), 0, 1e6,
     ),

@@ -279,3 +279,16 @@ def test_channels_merge_during_training_and_training_goes_on(tmp_path):
     assert torch.isfinite(run.callback_metrics["loss"])
     held = {id(one) for group in run.optimizers[0].param_groups for one in group["params"]}
     assert held == {id(one) for one in model.parameters()}
+
+
+def test_channels_are_widened_and_the_function_kept():
+    net = build()
+    wide = le.widen(net, {"first": 8, "second": 11}, images())
+    assert widths(wide) == (8, 11)
+    fresh = torch.randn(20, CHANNELS, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(wide(fresh), net(fresh))
+    le.attach(again := copy.deepcopy(net))
+    again.load_state_dict(wide.state_dict())
+    assert torch.equal(again(fresh), wide(fresh))
+    back = le.prune(wide, images(256), criteria=EXACT, tolerance=le.Tolerance(change=1e-4))
+    assert widths(back.model) == (WIDTH, WIDTH)

@@ -245,3 +245,114 @@ def test_the_callers_grad_mode_does_not_matter(context):
     for model in (net, result.model):
         model(data()).sum().backward()
         assert model[2].weight.grad is not None
+
+
+def copies(activation=nn.Tanh):
+    """3-8-8-2 with every neuron of the first layer twice."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), activation(), nn.Linear(8, 8), activation(), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[0].weight[4:], net[0].bias[4:] = net[0].weight[:4], net[0].bias[:4]
+    return net
+
+
+class Around(nn.Module):
+    """Something of the user's around a network."""
+
+    def __init__(self, before=nn.Identity, after=nn.Identity):
+        super().__init__()
+        self.before, self.net, self.after = before(), copies(), after()
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+class Nested(nn.Module):
+    def forward(self, x):
+        return {"a": [x], "b": {"sum": x.sum(dim=1), "nothing": None, "text": "x", "class": x.argmax(dim=1)}}
+
+
+class Counts(nn.Module):
+    """Keeps a number on itself that its outputs do not depend on, and one in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += len(x)
+        return x
+
+
+def hooked():
+    net = copies()
+    net[1].register_forward_hook(lambda _module, _args, output: 2 * output)
+    net[0].register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
+    net[4].register_forward_hook(lambda _module, _args, output: output.clone())
+    return net
+
+
+def partly_training():
+    net = copies().eval()
+    net[2].train()
+    return net
+
+
+def scaled(scale):
+    net = copies(nn.ReLU)
+    net[0].weight.data /= scale
+    return net
+
+
+ODD = {
+    "in-place activations": (lambda: copies(lambda: nn.LeakyReLU(0.1, inplace=True)), data),
+    "train mode": (lambda: copies().train(), data),
+    "parts in train mode": (partly_training, data),
+    "hooks of the user's": (hooked, data),
+    "embeddings of integers": (lambda: Around(before=lambda: nn.Embedding(50, 3)), lambda: torch.arange(400) % 50),
+    "embeddings of sequences": (
+        lambda: Around(before=lambda: nn.Embedding(50, 3)), lambda: torch.arange(2000).reshape(400, 5) % 50
+    ),
+    "nested outputs": (lambda: Around(after=Nested), data),
+    "what forward counts": (lambda: Around(after=Counts), data),
+    "batches of different sizes": (copies, lambda: [data()[:1], data()[1:60], data()[60:61], data()[61:]]),
+    "batches with targets": (copies, lambda: [(part, torch.zeros(len(part)).long()) for part in data().split(50)]),
+    "a generator": (copies, lambda: (part for part in data().split(50))),
+    "a parallel wrapper": (lambda: nn.DataParallel(copies()), data),
+    "data that require a gradient": (copies, lambda: data().requires_grad_()),
+    "tiny data": (lambda: scaled(1e-30), lambda: 1e-30 * data()),
+    "huge data": (lambda: scaled(1e30), lambda: 1e30 * data()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_copies_are_found_in_whatever_is_legal(name):
+    build, given = ODD[name]
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    modes = [one.training for one in model.modules()]
+    result = le.prune(model, given(), criteria=le.Criteria(None, 1 - 1e-6, None), tolerance=le.Tolerance(1e-3))
+    narrow = [one for one in result.model.modules() if isinstance(one, nn.Linear)]
+    assert narrow[0].out_features == 4
+    assert [one.training for one in model.modules()] == [one.training for one in result.model.modules()] == modes
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert getattr(getattr(model, "after", None), "calls", 0) == 0
+
+
+def test_one_activation_for_all_layers_lets_neurons_merge_and_no_layer_go():
+    shared = nn.Tanh()
+    model = copies(lambda: shared)
+    result = le.prune(model, data(), criteria=le.Criteria(0.0, 1 - 1e-6, None))
+    assert result.model[0].out_features == 4
+    assert all("activation shared" in one.merge_layer for one in result.before.layers)
+
+
+def test_one_linear_called_twice_is_left_alone():
+    model = copies()
+    model[0] = nn.Sequential(nn.Linear(3, 8), model[1], model[2])
+    result = le.prune(model, data())
+    reasons = dict(result.before.refused)
+    assert "consumer shared" in reasons["0.0"] or "weight shared" in reasons["0.0"]
+    assert done(result) == set()

@@ -239,20 +239,6 @@ def test_condensation_looks_through_batch_norm():
     assert measured.layers[0].width_cosine == 3
 
 
-@pytest.mark.parametrize("after", [False, True])
-def test_condensation_sees_a_batch_norm_inside_a_container_or_behind_the_activation(after):
-    torch.manual_seed(0)
-    inside = [nn.Tanh(), nn.BatchNorm1d(5)] if after else [nn.BatchNorm1d(5), nn.Tanh()]
-    model = nn.Sequential(nn.Linear(3, 5), nn.Sequential(*inside), nn.Linear(5, 2)).double().eval()
-    with torch.no_grad():
-        model[0].weight[3:], model[0].bias[3:] = model[0].weight[0], model[0].bias[0]
-    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == 3
-    with torch.no_grad():
-        next(one for one in model[1] if isinstance(one, nn.BatchNorm1d)).running_mean[3] += 1.0
-    left = 3 if after else 4  # behind the activation another mean leaves the feature the same, up to the constant
-    assert le.measure(model, data(), criteria=le.Criteria(condensation=1 - 1e-9)).layers[0].width_cosine == left
-
-
 def test_too_few_samples_are_refused_with_the_number_needed():
     model = mlp(3, 40, 2)
     result = le.prune(model, data(40), criteria=le.Criteria(None, None, 0.0))
@@ -290,26 +276,6 @@ class Dicts(nn.Module):
 def test_thresholds_outside_0_to_1_are_refused(name, value):
     with pytest.raises(le.InputError, match=name):
         le.Criteria(**{name: value})
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"criteria": 0.9},
-        {"tolerance": {"change": 0.1}},
-        {"call": "forward"},
-        {"output": 0},
-        {"seed": 1.0},
-        {"seed": -1},
-    ],
-)
-def test_arguments_of_other_types_are_refused_by_name(options):
-    with pytest.raises(le.InputError, match=f"{next(iter(options))} must be"):
-        le.prune(mlp(3, 4, 2), data(), **options)
-    if next(iter(options)) in {"criteria", "call", "seed"}:
-        for verb in (le.measure, le.propose):
-            with pytest.raises(le.InputError, match=f"{next(iter(options))} must be"):
-                verb(mlp(3, 4, 2), data(), **options)
 
 
 @pytest.mark.parametrize(
@@ -384,36 +350,6 @@ def test_a_trained_layer_is_not_merged_into_a_frozen_one():
         ("2", False, "frozen beside trainable"),
         ("0", True, ""),
     ]
-
-
-def test_weights_that_are_not_finite_are_told_of_the_model_not_of_our_insides():
-    model = mlp(3, 4, 4, 2)
-    model[2].weight.data[0, 0] = float("nan")
-    assert le.measure(model, data()).layers[0].width_span is None
-    with pytest.raises(le.InputError, match="outputs on the calibration data hold NaN"):
-        le.prune(model, data())
-
-
-def test_empty_batches_count_for_nothing():
-    model, x = mlp(3, 8, 2), data()
-    model[0].weight.data[0] = 0.0
-    full = le.prune(model, x.split(100))
-    assert len(full.plan) > 0
-    assert le.prune(model, [x[:0], x[:100], x[:0], x[:0], *x[100:].split(100)]).plan == full.plan
-
-
-def test_a_neuron_that_is_constant_on_the_fitting_half_alone_does_not_save_the_null_ones():
-    model = mlp(3, 6, 2, activation=nn.ReLU)
-    x = data()
-    x[:200, 0], x[200:, 0] = -x[:200, 0].abs(), x[200:, 0].abs()  # the second half decides
-    with torch.no_grad():
-        model[0].weight[0], model[0].bias[0] = torch.tensor([3.0, 0.0, 0.0]), 0.0
-        model[0].weight[1] = 0.0
-        model[0].weight[2], model[0].bias[2], model[2].weight[:, 2] = 0.1, -9.0, 0.0  # never active, and not read
-    result = le.prune(model, x, criteria=le.Criteria(None, None, None))
-    seen = [(one.criterion, one.done, one.evidence["constant"]) for one in result.records]
-    assert seen == [("null", False, 3), ("null", True, 2)]
-    torch.testing.assert_close(result.model(x), model(x))
 
 
 def test_values_that_are_not_finite_inside_are_refused_by_layer():

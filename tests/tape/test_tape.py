@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.tape import Recorder, record, replay
+from lightning_embed.tape import Recorder, deal, record, replay
 from lightning_embed.tape.tree import tensors_of
 from tests.tape.modules import Noisy, Parts, clean, mlp, names, taped
 from tests.zoo import IN, OUT, WIDTH, ZOO
@@ -161,3 +161,17 @@ def test_sequences_are_walked() -> None:
     tape = pickle.loads(pickle.dumps(taped(recorder)))
     assert isinstance(tape.steps[0].args[0], PackedSequence)
     assert torch.equal(replay(model, tape)[0], expected.data)
+
+
+def test_dealing_makes_halves_of_as_many_samples_with_every_kind_of_step_in_both():
+    narrow, wide = nn.Linear(2, 1), nn.Sequential(nn.Linear(2, 1))
+    tapes = record(narrow, [torch.ones(samples, 2) for samples in (1, 59, 1, 100, 40, 79)])
+    halves = deal(tapes)
+    assert [[tape.samples for tape in half] for half in halves] == [[1, 1, 100], [59, 40, 79]]
+    equal = record(narrow, [torch.ones(10, 2)] * 5)
+    assert deal(equal) == (equal[::2], equal[1::2])
+    kinds = [equal[0], *record(wide, [torch.ones(90, 2)] * 2, call=lambda x: wide[0](x) + wide(x)), equal[1]]
+    for half in deal(kinds):
+        assert sorted(len(tape.steps) for tape in half) == [1, 3]
+    alone = [equal[0], kinds[1]]
+    assert deal(alone) == (alone[:1], alone[1:])

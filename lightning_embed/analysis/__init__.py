@@ -1,0 +1,35 @@
+"""Critical points, their Hessians, and diagrams of loss landscapes: instruments to test the theory.
+
+Everything runs in float64 on fixed data (inputs, targets), given whole; `loss` takes outputs and targets.
+"""
+
+from lightning_embed.analysis.critical import CriticalPoint, find_critical_point
+from lightning_embed.analysis.figures import landscape_figure
+from lightning_embed.analysis.hessian import Hessian, hessian
+from lightning_embed.analysis.landscape import Landscape, LandscapePoint, landscape_diagram
+from lightning_embed.analysis.matrix_free import extreme_eigenvalues, hessian_operator
+from lightning_embed.analysis.risk import Risk
+from lightning_embed.analysis.saddle import Escape, escape, is_strict_saddle, may_be_truly_bad
+from lightning_embed.analysis.spectrum import Inertia, degeneracy, inertia, spectrum
+
+__all__ = [
+    "CriticalPoint",
+    "Escape",
+    "Hessian",
+    "Inertia",
+    "Landscape",
+    "LandscapePoint",
+    "Risk",
+    "degeneracy",
+    "escape",
+    "extreme_eigenvalues",
+    "find_critical_point",
+    "hessian",
+    "hessian_operator",
+    "inertia",
+    "is_strict_saddle",
+    "landscape_diagram",
+    "landscape_figure",
+    "may_be_truly_bad",
+    "spectrum",
+]

@@ -74,15 +74,29 @@ class Check:
             lost = self._trained - self._with_gradient(model)
         except ReplayError as error:
             return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {error}")
-        if [one.shape for one in outputs] != [one.shape for one in self._outputs]:
+        if not self._alike(outputs):
             return Effect(math.nan, math.nan, "the shapes of the outputs change")
         lost &= {name for name, _ in model.named_parameters()}
-        change = max(_change(old, new) for old, new in zip(self._outputs, outputs, strict=True))
+        change = self._largest(outputs)
         scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
         agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
         if lost:
             return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
         return self._with_metric(model, Effect(change, agreement))
+
+    def change(self, model: nn.Module) -> float:
+        """The change alone, with no look at gradients; infinite where the calls fail."""
+        try:
+            outputs = outputs_of(model, self._tapes)
+        except ReplayError:
+            return math.inf
+        return self._largest(outputs) if self._alike(outputs) else math.inf
+
+    def _alike(self, outputs: Sequence[Tensor]) -> bool:
+        return [one.shape for one in outputs] == [one.shape for one in self._outputs]
+
+    def _largest(self, outputs: Sequence[Tensor]) -> float:
+        return max(_change(old, new) for old, new in zip(self._outputs, outputs, strict=True))
 
     def refusal(self, effect: Effect) -> str:
         """Why an effect is not allowed; empty when it is."""

@@ -244,8 +244,7 @@ class _Merging:
         except InputError:  # a candidate that cannot be computed comes last
             return float("inf")
         try:
-            effect = probe.effect(self.model)
-            return float("inf") if effect.failure else effect.change
+            return probe.change(self.model)
         finally:
             applied.undo()
 

@@ -5,26 +5,10 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
-from benchmarks.fidelity import channels, layers, neurons, widths
-from benchmarks.mnist import Mnist
-
-PARTS = {"layers": layers, "neurons": neurons, "widths": widths, "channels": channels}
-
-
-@cache
-def _data(folder: Path) -> Mnist:
-    torch.set_num_threads(1)  # one process a core does more than two threads that wait for each other
-    return Mnist.load(folder)
-
-
-def _one(part: str, seed: int, folder: Path) -> list[dict]:
-    return PARTS[part].run(_data(folder), seed)
+from benchmarks.fidelity.one import PARTS, data, one
 
 
 def main() -> None:
@@ -34,12 +18,11 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
-    _data(options.data)  # downloaded before two processes want it
+    data(options.data)  # downloaded before two processes want it
     found, start = {}, time.perf_counter()
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         waiting = {
-            part: [pool.submit(_one, part, seed, options.data) for seed in range(options.seeds)]
-            for part in options.only
+            part: [pool.submit(one, part, seed, options.data) for seed in range(options.seeds)] for part in options.only
         }
         for part, futures in waiting.items():
             found[part] = [row for future in futures for row in future.result()]

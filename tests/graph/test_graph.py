@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lightning_embed as le
 from lightning_embed.errors import InputError
 from lightning_embed.graph import REASONS, Graph, Reason, is_layer, legend, observe
+from lightning_embed.graph import graph as graph_module
 from lightning_embed.tape import Recorder, Tape, record, replay
 from lightning_embed.tape.tape import modules_by_name, tensors_by_name
 from tests.zoo import IN, OUT, WIDTH, ZOO
@@ -38,6 +40,41 @@ def test_permissions_and_reasons(name: str) -> None:
     for (layer, what), key in case.why.items():
         given = str(graph.refused[layer]) if what == "refused" else getattr(graph[layer], f"merge_{what}")
         assert given.startswith(key), graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_known_of_a_region_is_not_probed_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tapes, graph = seen(name)
+    known: dict[object, object] = {}
+    probed = []
+
+    class Counted(graph_module.Probe):
+        def traits(self) -> object:
+            probed.append(self.width)
+            return super().traits()
+
+    monkeypatch.setattr(graph_module, "Probe", Counted)
+    first = observe(model, tapes, known)
+    count = len(probed)
+    again = observe(model, tapes, known)
+    assert len(probed) == count == len(known)
+    assert str(first) == str(again) == str(graph)
+    for layer in graph.layers:
+        other = again[layer.name]
+        assert (layer.per_neuron, layer.uniform, layer.odd) == (other.per_neuron, other.uniform, other.odd)
+
+
+def test_a_layer_that_was_merged_is_probed_anew() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    tapes = record(model, [torch.randn(9, 3)])
+    known: dict[object, object] = {}
+    observe(model, tapes, known)
+    le.apply(model, le.propose(model, torch.randn(99, 3), criteria=le.Criteria(None, None, 0.6)))
+    narrower = [observe(model, tapes, one) for one in (known, {})]
+    assert narrower[0]["0"].width < 4
+    assert [[vars(layer) | {"region": None} for layer in graph.layers] for graph in narrower] == [
+        [vars(layer) | {"region": None} for layer in narrower[1].layers]
+    ] * 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -78,6 +78,26 @@ def test_copies_that_differ_by_their_rounding_count_once(seed, dtype):
         assert span.residual[k].item() == pytest.approx(told, rel=1e-3, abs=20 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize(("samples", "neurons", "outputs"), [(80, 30, 4), (200, 40, 60), (20, 50, 3)])
+def test_what_is_computed_row_by_row_is_what_is_computed_at_once(monkeypatch, samples, neurons, outputs, intercept):
+    features, weight = layer(samples, neurons, outputs, rank=15)
+    whole = span_order(features, weight, 0.05, intercept=intercept)  # of the last few any one spans what is left
+    monkeypatch.setattr("lightning_embed.statistics.span.WHOLE", 10)
+    rows = span_order(features, weight, 0.05, intercept=intercept)
+    assert len(rows.kept) > 3
+    assert rows.kept == whole.kept
+    torch.testing.assert_close(rows.residual, whole.residual, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 12, 100])
+def test_at_most_as_many_are_kept_as_wanted(most):
+    features, weight = layer()
+    every, few = span_order(features, weight, 0.0), span_order(features, weight, 0.0, most=most)
+    assert few.kept == every.kept[:most]
+    assert torch.equal(few.residual, every.residual[:most])
+
+
 def test_units_and_offsets_of_a_neuron_do_not_matter():
     features, weight = layer()
     scale = 10.0 ** torch.linspace(-6, 6, 12, dtype=torch.float64)

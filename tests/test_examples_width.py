@@ -25,6 +25,7 @@ def results(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_fig_1_a_wide_network_stagnates_at_the_function_of_one_neuron(results):
     data = results("fig1")
     outputs, narrow, targets = data["outputs"], data["narrow"], data["targets"]
@@ -53,6 +54,7 @@ def test_fig_3_each_split_adds_a_zero_and_a_negative_eigenvalue(results):
         assert all(one["gap"] > 1e6 for one in by_width)
 
 
+@pytest.mark.slow
 def test_fig_4_every_critical_function_of_a_narrow_network_is_one_of_the_wide_network(results):
     data = results("fig4")
     assert {point["width"] for point in data["points"] if point["found"]} >= {1, 2}

@@ -51,6 +51,7 @@ def test_fig5_lifting_adds_the_zeros_and_nothing_else(figure):
             assert one["gap"] > 1e4
 
 
+@pytest.mark.slow
 def test_fig3_the_deep_network_rests_where_the_shallow_one_does(figure):
     shallow, deep = (figure["plateaus"][name]["loss"] for name in ("1 hidden layer", "3 hidden layers"))
     assert deep == pytest.approx(shallow, rel=0.03)
@@ -61,6 +62,7 @@ def test_fig3_the_deep_network_rests_where_the_shallow_one_does(figure):
     assert figure["reduced"]["loss"][-1] == pytest.approx(deep, rel=0.05)
 
 
+@pytest.mark.slow
 def test_fig4_the_deep_network_rests_where_the_shallow_one_does(figure):
     shallow, deep = (figure["plateaus"][name]["loss"] for name in ("1 hidden layer", "3 hidden layers"))
     assert deep == pytest.approx(shallow, rel=0.05)
@@ -84,6 +86,7 @@ def test_fig8_merging_the_linearized_layers_keeps_the_classes(figure):
     assert [sum(column) for column in zip(*figure["shares"], strict=True)] == pytest.approx([1] * 10, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fig6_batch_norm_of_a_large_scale_leaves_no_plateau(figure):
     left, mpc = figure["left"], figure["found"]["least MPC of any layer up to a tenth of the training"]
     assert left["no batch norm"] is None
@@ -91,6 +94,7 @@ def test_fig6_batch_norm_of_a_large_scale_leaves_no_plateau(figure):
     assert mpc["γ = 1.5"] < mpc["γ = 1.0"] < 0.99 < min(mpc["γ = 0.1"], mpc["no batch norm"])
 
 
+@pytest.mark.slow
 def test_fig7_only_more_data_on_a_wider_interval_bend_the_layers(figure):
     found = figure["found"]
     before = found["MPC by layer right before the switch"]
@@ -105,6 +109,7 @@ def test_fig7_only_more_data_on_a_wider_interval_bend_the_layers(figure):
     assert escape["100 points, denser"] == escape["70 points, as before"] is None  # the paper's claim does not hold so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["fig10", "fig11"], indirect=True)
 def test_fig10_and_fig11_networks_of_all_depths_compute_the_same_at_the_same_loss(figure):
     for meeting in figure["meetings"]:
@@ -120,6 +125,7 @@ def test_fig1_networks_of_all_depths_rest_at_one_loss(figure):
         assert max(losses) < 1.05 * min(losses)
 
 
+@pytest.mark.slow
 def test_fig12_larger_weights_bend_the_layers(figure):
     means = [sum(one["mpc"]) / len(one["mpc"]) for one in figure["by std"]]
     assert means[2] < means[1] - 0.01

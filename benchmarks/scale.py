@@ -35,7 +35,7 @@ FAN_IN, FAN_OUT, SAMPLES, BATCH = 128, 64, 4096, 256
 MOST_KEPT = 1024  # half of the calibration samples fit, and the refit needs two for every neuron that stays
 CRITERIA = {"cosine": le.Criteria(None, 0.9, None), "span": le.Criteria(None, None, 0.01)}
 TARGET_WIDTH, TARGET_SECONDS, TARGET_MIB, TARGET_PASSES = 4096, 10.0, 2048.0, 10.0
-DEPTH, DEEP_WIDTHS = 10, (64, 256, 1024)
+DEPTH, DEEP_WIDTHS = 10, (64, 256)
 
 
 def network(width: int) -> nn.Sequential:
@@ -271,7 +271,7 @@ def targets(rows: list[dict[str, Any]], deep: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a row is given up")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a row is given up")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--row", nargs="+", help=argparse.SUPPRESS)  # what the processes of the rows are called with
     options = parser.parse_args()

@@ -1,13 +1,13 @@
 """a VGG-like convolutional network on MNIST images, channels and neurons cut to the same share, no retraining"""
 
 import copy
-import warnings
 
 import torch
 from tabulate import tabulate
 from torch import nn
 
 import lightning_embed as le
+from benchmarks.fidelity.peers import torch_pruning
 from benchmarks.mnist import Mnist, train
 from lightning_embed.graph import observe
 from lightning_embed.statistics import refit
@@ -39,7 +39,7 @@ def run(data: Mnist, seed: int) -> list[dict]:
     for share in SHARES:
         ours = le.prune(net, calibration, widths=_widths(net, share), seed=seed)
         students = {
-            "Torch-Pruning": _torch_pruning(net, share),
+            "Torch-Pruning": torch_pruning(net, torch.zeros(2, 1, 28, 28), share, "classifier.3"),
             "L2 + refit": _refitted(net, calibration, share),
             "ours": ours.model,
         }
@@ -57,22 +57,6 @@ def show(found: list[dict]) -> None:
 def _widths(net: nn.Module, share: int) -> dict[str, int]:
     layers = {name: one for name, one in net.named_modules() if isinstance(one, (nn.Conv2d, nn.Linear))}
     return {name: len(one.weight) // share for name, one in layers.items() if name != "classifier.3"}
-
-
-def _torch_pruning(net: nn.Module, share: int) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own deprecations
-        import torch_pruning
-
-        cut = copy.deepcopy(net)
-        torch_pruning.pruner.MagnitudePruner(
-            cut,
-            torch.zeros(2, 1, 28, 28),
-            importance=torch_pruning.importance.MagnitudeImportance(p=2),
-            pruning_ratio=1 - 1 / share,
-            ignored_layers=[cut.classifier[3]],
-        ).step()
-    return cut
 
 
 def _refitted(net: nn.Module, calibration: torch.Tensor, share: int) -> nn.Module:

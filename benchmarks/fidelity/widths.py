@@ -2,13 +2,13 @@
 
 import copy
 import statistics
-import warnings
 
 import torch
 from tabulate import tabulate
 from torch import nn
 
 import lightning_embed as le
+from benchmarks.fidelity.peers import torch_pruning
 from benchmarks.mnist import Mnist, parameters, train
 from lightning_embed.statistics import refit
 
@@ -53,28 +53,11 @@ def _cut(net: nn.Sequential, calibration: torch.Tensor, share: int, seed: int) -
     ours = le.prune(net, calibration, widths=widths, seed=seed).model
     budget = parameters(_refitted(net, calibration, widths)) / parameters(net)
     return {
-        "Torch-Pruning": _torch_pruning(net, share),
+        "Torch-Pruning": torch_pruning(net, torch.zeros(1, 784), share, "4"),
         "L2 + refit": _refitted(net, calibration, widths),
         "ours": ours,
         "budget": le.prune(net, calibration, budget=budget, seed=seed).model,
     }
-
-
-def _torch_pruning(net: nn.Sequential, share: int) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own deprecations
-        import torch_pruning
-
-        cut = copy.deepcopy(net)
-        torch_pruning.pruner.MagnitudePruner(
-            cut,
-            torch.zeros(1, 784),
-            importance=torch_pruning.importance.MagnitudeImportance(p=2),
-            pruning_ratio=1 - 1 / share,
-            ignored_layers=[cut[4]],
-        ).step()
-    assert [cut[0].out_features, cut[2].out_features] == [512 // share, 256 // share]
-    return cut
 
 
 def _refitted(net: nn.Sequential, calibration: torch.Tensor, widths: dict[str, int]) -> nn.Module:

@@ -50,7 +50,7 @@ def _condensed(images: torch.Tensor, labels: torch.Tensor, seed: int) -> tuple[n
         nn.functional.cross_entropy(net(images), labels).backward()
         optimizer.step()
         groups = cosine_groups(augmented_weights(net[0].weight, net[0].bias), COSINE) if step % 3 == 0 else []
-        condensed |= 0 < len(groups) <= GROUPS // 10
+        condensed |= 0 < len(groups) <= GROUPS // 2
         if condensed and groups:
             if best is None or abs(len(groups) - GROUPS) < abs(len(best[2]) - GROUPS):
                 best = copy.deepcopy(net), step, groups

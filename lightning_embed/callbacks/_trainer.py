@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -252,9 +252,20 @@ def group_names(trainer: Any, module: nn.Module) -> Groups:
     ]
 
 
-def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
-    """Let every group hold the named parameters in the saved order, before the optimizer state is loaded."""
+def rebind_groups(trainer: Any, module: nn.Module, groups: Groups, before: Sequence[nn.Parameter] = ()) -> None:
+    """Let every group hold the named parameters in the saved order.
+
+    Args:
+        trainer: the Trainer, whose optimizers are bound.
+        module: its module.
+        groups: what `group_names` returned where it was saved.
+        before: parameters that the module held until now, which the groups may still hold.
+
+    Raises:
+        InputError: the optimizers or the module are not those of the saved groups.
+    """
     parameters = dict(module.named_parameters())
+    held = {id(one) for one in (*parameters.values(), *before)}
     if [len(one.param_groups) for one in trainer.optimizers] != [len(one) for one in groups]:
         raise InputError(
             "The checkpoint was saved with other optimizers or parameter groups than configure_optimizers returns now."
@@ -267,7 +278,6 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
         )
     for optimizer, named_groups in zip(trainer.optimizers, groups, strict=True):
         for group, named in zip(optimizer.param_groups, named_groups, strict=True):
-            held = {id(one) for one in parameters.values()}
             foreign = [one for one in group["params"] if id(one) not in held]
             if len(foreign) != named.count(None):
                 raise InputError(

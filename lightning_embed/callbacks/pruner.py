@@ -203,7 +203,7 @@ class EmbeddingPruner(_trainer.Callback):
             copies,
             trainer.optimizers,
             names=lambda: _trainer.group_names(trainer, pl_module),
-            bind=lambda groups: _trainer.rebind_groups(trainer, pl_module, groups),
+            bind=lambda groups, before: _trainer.rebind_groups(trainer, pl_module, groups, before),
         )
         found = merge_together(training, tapes, here)
         if found is None:

@@ -35,7 +35,7 @@ class Training:
     copies: Sequence[nn.Module]
     optimizers: Sequence[torch.optim.Optimizer]
     names: Callable[[], Any]
-    bind: Callable[[Any], None]
+    bind: Callable[[Any, Sequence[nn.Parameter]], None]
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -134,13 +134,14 @@ def _changed(model: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _follow(training: Training, told: dict[str, Any]) -> None:
+    before = list(training.model.parameters())
     for model, architecture, tensors in zip(training.models, told["architectures"], told["tensors"], strict=True):
         become(model, architecture)
         named = tensors_by_name(model)
         with torch.no_grad():
             for name, value in tensors.items():
                 named[name].copy_(value)
-    training.bind(told["groups"])
+    training.bind(told["groups"], before)
     named = tensors_by_name(training.model)
     for optimizer, states in zip(training.optimizers, told["states"], strict=True):
         clear_flat_state(optimizer)

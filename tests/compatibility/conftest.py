@@ -1,9 +1,16 @@
 import pytest
 
+# what Lightning remarks on trainings that these tests mean to have
+MEANT = (
+    "You defined a .validation_step. but",
+    "The dirpath has changed",
+    "Be aware that when using .ckpt_path., callbacks used",
+    ".*is called with Trainer configured with multiple .ModelCheckpoint. callbacks",
+)
+
 
 def pytest_collection_modifyitems(items):
-    """The module under test can do more than each training asks of it, and runs resume in other folders, which Lightning remarks."""
     for item in items:
         if item.path.parent.name == "compatibility":
-            item.add_marker(pytest.mark.filterwarnings("ignore:You defined a .validation_step. but"))
-            item.add_marker(pytest.mark.filterwarnings("ignore:The dirpath has changed"))
+            for message in MEANT:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{message}"))

@@ -1,14 +1,13 @@
-"""Run by test_resume.py in processes of its own: `FOLDER STEP MODE[:CHECKPOINT]`, killed after STEP if it is not 0."""
+"""A training that saves every 5 steps; run by test_resume.py in a process of its own it is killed: `FOLDER STEP MODE`."""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from tests.compatibility.training import Batches, Lines, Net, merges, ours, outcome, trainer
+from tests.compatibility.training import Batches, Lines, Net, ours, trainer
 
 
 class Kill(Callback):
@@ -22,14 +21,17 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    folder, step, (mode, _, checkpoint) = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].partition(":")
+def saving(folder, mode, ckpt=None, seed=0, kill_at=0):
+    """Train with or without our callbacks, from a checkpoint or from the beginning."""
     saver = ModelCheckpoint(
         folder, filename="{step}", every_n_train_steps=5, save_top_k=-1, auto_insert_metric_name=False
     )
-    callbacks = [*(ours() if mode == "ours" else ()), saver, Kill(step)]
-    model, logger = Net("adam", "cosine", seed=bool(checkpoint)), Lines()
+    callbacks = [*(ours() if mode == "ours" else ()), saver, Kill(kill_at)]
+    model, logger = Net("adam", "cosine", seed=seed), Lines()
     run = trainer(folder, callbacks, logger=logger, enable_checkpointing=True)
-    run.fit(model, Batches(), ckpt_path=checkpoint or None)
-    found = {"outcome": outcome(run, model), "lines": logger.lines, "merges": merges(run) if mode == "ours" else []}
-    torch.save(found, folder / "outcome.pt")
+    run.fit(model, Batches(), ckpt_path=ckpt)
+    return run, model, logger.lines
+
+
+if __name__ == "__main__":
+    saving(Path(sys.argv[1]), sys.argv[3], kill_at=int(sys.argv[2]))

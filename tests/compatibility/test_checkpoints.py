@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import lightning_embed as le
+from lightning_embed.surgery import KEY
 from tests.compatibility.training import Batches, Net, merges, ours, trainer
 
 
@@ -22,7 +23,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     best = ModelCheckpoint(folder, filename="best", monitor="score", mode="min")
     every = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_last=True, auto_insert_metric_name=False)
-    slim = ModelCheckpoint(folder, filename="slim", save_weights_only=True)
+    slim = ModelCheckpoint(folder, filename="slim", save_weights_only=True, every_n_epochs=2)
     run = trainer(folder, [*ours(), BestFirst(), best, every, slim], enable_checkpointing=True)
     model = Net()
     run.fit(model, Batches(), Batches(seed=1))
@@ -134,18 +135,19 @@ def test_damage_is_refused(trained, tmp_path, damage):
     saved = torch.load(folder / "last.ckpt", weights_only=True)
     state = saved["state_dict"]
     if damage == "key":
-        state[le.KEY] = state[le.KEY][:-7]
+        state[KEY] = state[KEY][:-7]
     elif damage == "tensor":
         state["net.0.weight"] = torch.zeros(5, 4)
     elif damage == "other model":
-        state[le.KEY] = torch.tensor(list(bytes(state[le.KEY].tolist()).replace(b"net.", b"web.")), dtype=torch.uint8)
+        state[KEY] = torch.tensor(list(bytes(state[KEY].tolist()).replace(b"net.", b"web.")), dtype=torch.uint8)
     file = tmp_path / "damaged.ckpt"
     torch.save(saved, file)
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-2000])
     model = Net(seed=5)
     old = {name: (one, one.detach().clone()) for name, one in model.named_parameters()}
-    with pytest.raises((le.CheckpointError, RuntimeError), match="damaged|architecture|changed after|zip|corrupt|archive"):
+    refused = OSError if damage == "truncated" else le.CheckpointError  # torch's own, of a file it cannot read
+    with pytest.raises(refused, match="damaged|another architecture|changed after saving|Invalid argument"):
         trainer(tmp_path, ours()).fit(model, Batches(), ckpt_path=file)
     assert all(one is old[name][0] and torch.equal(one, old[name][1]) for name, one in model.named_parameters())
 

@@ -38,8 +38,11 @@ def alike(ranks):
     "case,options",
     [
         ("plain", {}),
-        ("accumulation", {"accumulate": 2}),
-        ("find_unused_parameters", {"model": "Unused", "ddp": {"find_unused_parameters": True}}),
+        pytest.param("accumulation", {"accumulate": 2}, marks=pytest.mark.slow),
+        (
+            "find_unused_parameters, accumulation",
+            {"model": "Unused", "ddp": {"find_unused_parameters": True}, "accumulate": 2},
+        ),
         pytest.param("static graph", {"ddp": {"static_graph": True}}, marks=pytest.mark.slow),
         pytest.param("gradients as bucket views", {"ddp": {"gradient_as_bucket_view": True}}, marks=pytest.mark.slow),
         pytest.param("manual optimization", {"model": "Manual"}, marks=pytest.mark.slow),
@@ -101,7 +104,7 @@ def test_resumed_with_another_number_of_processes(tmp_path):
     assert alike(both(tmp_path / "back", ckpt=str(tmp_path / "one.ckpt"))) == MERGED
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("how", ["raises", pytest.param("dies", marks=pytest.mark.slow)])
 @pytest.mark.cell("DDP (two processes, gloo)", "rank {rank} {how} in the middle of a merge: the run fails, none hangs")
 def test_a_rank_that_fails_stops_all(tmp_path, rank, how):

@@ -6,14 +6,21 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
-from lightning_embed.callbacks._trainer import log_directory, planned_epochs, unlogged
+from lightning_embed.callbacks._trainer import (
+    averaged_copies,
+    check_optimizers,
+    check_supported,
+    log_directory,
+    planned_epochs,
+    unlogged,
+)
 from tests.callbacks.runs import Planted, loader, trainer
 
 BOLD = le.Criteria(linearization=0.0, condensation=None, span=None)
@@ -131,3 +138,64 @@ def test_of_manual_optimization_the_whole_step_is_recorded_and_gradients_of_all_
     assert run.callback_metrics["grad_norm/b.0"] == pytest.approx(model.norm, rel=1e-5)
     trainer(tmp_path, [pruner], max_epochs=2).fit(model, loader())
     assert {one.layer for one in pruner.records if one.done} == {"a.0", "b.0"}
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("strategies.ddp.DDPStrategy", ["configure_ddp", "broadcast", "launcher"]),
+        ("callbacks.weight_averaging.WeightAveraging", ["setup"]),
+        ("trainer.trainer.Trainer", ["progress_bar_callback", "num_training_batches", "lr_scheduler_configs"]),
+        ("strategies.launchers.multiprocessing._MultiProcessingLauncher", ["launch"]),
+        ("callbacks.pruning.ModelPruning", ["setup"]),
+        ("callbacks.finetuning.BaseFinetuning", ["setup"]),
+    ],
+)
+def test_what_is_relied_on_by_name_is_there(where, names):
+    module, _, kind = f"lightning.pytorch.{where}".rpartition(".")
+    found = getattr(pytest.importorskip(module, reason="not in this version of Lightning"), kind)
+    assert all(hasattr(found, name) for name in names)
+
+
+def test_private_attributes_that_are_read_or_set_are_there(tmp_path):
+    from lightning.pytorch.strategies import DDPStrategy
+
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="came with Lightning 2.6")
+    strategy = DDPStrategy()
+    assert strategy._pl_static_graph_delay_done is False
+    assert strategy._ddp_comm_state is None
+    run, (swa, ema) = None, (StochasticWeightAveraging(1e-2), averaging.WeightAveraging())
+    for average in (swa, ema):
+        run = trainer(tmp_path, [average, EmbeddingPruner(when=0)], max_epochs=1)
+        run.fit(Planted(), loader())
+        assert isinstance(average._average_model, nn.Module)
+        (copy,) = averaged_copies(run)
+        assert isinstance(copy, Planted)
+    assert run.fit_loop.epoch_loop._batches_that_stepped == len(loader())
+    assert isinstance(swa.state_dict(), dict)
+
+
+def test_what_a_callback_adds_to_its_state_is_what_it_gets_back(tmp_path):
+    run = trainer(tmp_path, [EmbeddingPruner(when=1)], max_epochs=2)
+    run.fit(Planted(), loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    states = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    assert len(states[run.callbacks[0].state_key]["tapes"][0]) == len(run.callbacks[0]._tapes) > 0
+
+
+@pytest.mark.parametrize(("state", "message"), [(object(), "communication hook"), (None, "spreads over processes")])
+def test_states_spread_over_processes_are_refused(state, message):
+    from torch.optim import SGD
+
+    class ZeroRedundancyOptimizer(SGD):
+        pass
+
+    run = SimpleNamespace(
+        world_size=1,
+        callbacks=[],
+        strategy=type("DDPStrategy", (), {"_ddp_comm_state": state, "launcher": None})(),
+        optimizers=[ZeroRedundancyOptimizer([nn.Parameter(torch.zeros(1))])],
+    )
+    with pytest.raises(MisconfigurationException, match=message):  # noqa: PT012  # the first raises where it should
+        check_supported(run, attached=True)
+        check_optimizers(run)

@@ -7,7 +7,6 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -16,7 +15,6 @@ from lightning.pytorch.callbacks import (
     ModelSummary,
     RichProgressBar,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -68,11 +66,10 @@ def test_learning_rate_monitor(tmp_path):
 
 
 def averages(kind):
-    return {
-        "WeightAveraging": WeightAveraging,
-        "EMAWeightAveraging": lambda: EMAWeightAveraging(decay=0.9),
-        "StochasticWeightAveraging": lambda: StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1),
-    }[kind]()
+    if kind == "StochasticWeightAveraging":
+        return StochasticWeightAveraging(1e-3, swa_epoch_start=1, annealing_epochs=1)
+    module = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging", reason="came with Lightning 2.6")
+    return module.WeightAveraging() if kind == "WeightAveraging" else module.EMAWeightAveraging(decay=0.9)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before us", "after us"])
@@ -107,7 +104,7 @@ def test_the_average_keeps_its_function(tmp_path):
             if copy.net[0].out_features < width:
                 change.append(((copy.net(x) - before).norm() / before.norm()).item())
 
-    run = trainer(tmp_path, [EMAWeightAveraging(decay=0.9), Watch(EXACT, when=2)])
+    run = trainer(tmp_path, [averages("EMAWeightAveraging"), Watch(EXACT, when=2)])
     run.fit(Net(), Batches())
     assert len(change) == 1
     assert change[0] < 1e-5

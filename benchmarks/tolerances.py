@@ -35,8 +35,10 @@ NOISE, POINTS = 0.1, 400
 
 def classifiers(seeds: Iterable[int]) -> list[tuple[nn.Module, TensorDataset, TensorDataset, int]]:
     """Trained networks with their training and test data."""
-    return [(demo.train(seed, demo.EPOCHS, [], None, quiet=True).lightning_module.net, *demo.digits(seed), seed)
-            for seed in seeds]
+    return [
+        (demo.train(seed, demo.EPOCHS, [], None, quiet=True).lightning_module.net, *demo.digits(seed), seed)
+        for seed in seeds
+    ]
 
 
 def pruned(

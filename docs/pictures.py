@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
 import logging
 import tempfile
 import warnings
@@ -23,7 +22,14 @@ from torch import Tensor, nn
 
 import lightning_embed as le
 from lightning_embed import demo
-from lightning_embed.analysis import find_critical_point, hessian, inertia, landscape_diagram, landscape_figure, spectrum
+from lightning_embed.analysis import (
+    find_critical_point,
+    hessian,
+    inertia,
+    landscape_diagram,
+    landscape_figure,
+    spectrum,
+)
 from lightning_embed.operators import splitting_embedding, widths_of
 from lightning_embed.statistics import (
     affine_fit,
@@ -46,7 +52,9 @@ def panels(columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, columns, squeeze=False).flat)
 
 
-def digits_net(widths: tuple[int, ...], activation: type[nn.Module], std: float | None, rate: float, epochs: int) -> nn.Sequential:
+def digits_net(
+    widths: tuple[int, ...], activation: type[nn.Module], std: float | None, rate: float, epochs: int
+) -> nn.Sequential:
     """A network trained on one half of scikit-learn's digits; `std` None leaves torch's own initial weights."""
     torch.manual_seed(SEED)
     layers = [one for i in range(len(widths) - 1) for one in (nn.Linear(widths[i], widths[i + 1]), activation())]
@@ -107,7 +115,13 @@ def overview() -> Figure:
     middle.plot(*series("width"), color="k", drawstyle="steps-post")
     middle.set(ylabel="neurons in all hidden layers", ylim=(0, None), title="How many neurons are left")
     right.plot(*series("test_accuracy"), color="k", marker=".", label="with merging")
-    right.axhline(summary["test_accuracy"]["unpruned_run"], color="0.4", linestyle="--", linewidth=1, label="the same training without, at its end")
+    right.axhline(
+        summary["test_accuracy"]["unpruned_run"],
+        color="0.4",
+        linestyle="--",
+        linewidth=1,
+        label="the same training without, at its end",
+    )
     right.set(ylabel="test accuracy", ylim=(0.8, 1), title="What it costs")
     right.legend(fontsize=8, loc="lower right")
     for axes in (left, middle, right):
@@ -126,12 +140,16 @@ def linearization() -> Figure:
     figure, axes = panels(3)
     for place, at in enumerate((max(measured, key=measured.get), min(measured, key=measured.get))):
         pre, post = pre_and_post(net, at)
-        worst = torch.stack([torch.corrcoef(torch.stack([a, b]))[0, 1].abs() for a, b in zip(pre.T, post.T, strict=True)]).argmin()
+        worst = torch.stack(
+            [torch.corrcoef(torch.stack([a, b]))[0, 1].abs() for a, b in zip(pre.T, post.T, strict=True)]
+        ).argmin()
         x, y = pre[:, worst], post[:, worst]
         fit = affine_fit(pre, post)
         line = torch.linspace(x.min(), x.max(), 2)
         axes[place].plot(x[::3], y[::3], ".", markersize=3, color="tab:blue", label="samples")
-        axes[place].plot(line, fit.slope[worst] * line + fit.intercept[worst], "k--", linewidth=1, label=r"$\lambda x + \mu$")
+        axes[place].plot(
+            line, fit.slope[worst] * line + fit.intercept[worst], "k--", linewidth=1, label=r"$\lambda x + \mu$"
+        )
         axes[place].set(xlabel="pre", ylabel="post", title=f"layer {at}: MPC {measured[at]:.3f}")
         axes[place].legend(fontsize=8)
     axes[2].bar([str(at) for at in measured], measured.values(), color="0.6", edgecolor="k")
@@ -156,7 +174,12 @@ def condensation() -> Figure:
         span = span_order(pre_and_post(net, at)[1], net[at + 2].weight, 0.0)
         axes[2].semilogy(range(1, 1 + len(span.kept)), span.residual, linestyle=style, label=f"layer {at}")
     axes[2].axhline(0.01, color="k", linewidth=0.8)
-    axes[2].set(xlabel="neurons kept", ylabel="share of the layer's contribution missing", ylim=(1e-4, 1.2), title="epoch 20, span; threshold 0.01")
+    axes[2].set(
+        xlabel="neurons kept",
+        ylabel="share of the layer's contribution missing",
+        ylim=(1e-4, 1.2),
+        title="epoch 20, span; threshold 0.01",
+    )
     axes[2].legend(fontsize=8)
     return figure
 
@@ -172,7 +195,11 @@ def null_neurons() -> Figure:
         dead = int((spread == 0).sum())
         axes[place].bar(range(len(spread)), spread, width=1.0, color="0.5")
         axes[place].axvspan(len(spread) - dead - 0.5, len(spread) - 0.5, color="tab:red", alpha=0.2)
-        axes[place].set(xlabel="neurons, ordered", ylabel="standard deviation of the feature", title=f"layer {at}: {dead} of {len(spread)} are constant")
+        axes[place].set(
+            xlabel="neurons, ordered",
+            ylabel="standard deviation of the feature",
+            title=f"layer {at}: {dead} of {len(spread)} are constant",
+        )
     old, new = demo.logits(net, test), demo.logits(result.model, test)
     print("null neurons: largest difference of logits on the test images", (new - old).abs().max().item(), result.size)
     return figure
@@ -193,7 +220,9 @@ def check() -> Figure:
     right.semilogx(decided, [one["agreement"] for one in points], "o", color="tab:blue", mfc="none")
     right.axvline(0.05, color="k", linewidth=0.8)
     right.annotate("default", (0.052, right.get_ylim()[0] + 0.002), fontsize=8)
-    right.set(xlabel="change on the deciding half", ylabel="agreement on test images", title="What a change means for classes")
+    right.set(
+        xlabel="change on the deciding half", ylabel="agreement on test images", title="What a change means for classes"
+    )
     return figure
 
 
@@ -237,7 +266,14 @@ def embeddings() -> Figure:
         values = spectrum(hessian(mlp(theta, nn.Tanh()), nn.MSELoss(), (x, y)).matrix)
         counts = inertia(values)
         label = f"width {width}: {counts.positive} positive, {counts.zero} zero, {counts.negative} negative"
-        right.semilogy(range(1, 1 + len(values)), values.abs().sort().values.clamp(min=1e-20), linestyle=style, marker=marker, markersize=4, label=label)
+        right.semilogy(
+            range(1, 1 + len(values)),
+            values.abs().sort().values.clamp(min=1e-20),
+            linestyle=style,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
         theta = splitting_embedding(widths_of(theta), 1, 0, 0.3)(theta)
     right.set(xlabel="eigenvalue, ordered", ylabel="|eigenvalue| of the Hessian", title="a critical point, split twice")
     right.legend(fontsize=7, loc="lower right")
@@ -283,7 +319,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     # the same data give the same file
-    mpl.rcParams |= {"svg.hashsalt": "lightning-embed", "svg.fonttype": "none", "font.family": "sans-serif", "axes.titlesize": 10, "savefig.facecolor": "white"}
+    mpl.rcParams |= {
+        "svg.hashsalt": "lightning-embed",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "axes.titlesize": 10,
+        "savefig.facecolor": "white",
+    }
     FOLDER.mkdir(exist_ok=True)
     for name in options.names or PICTURES:
         PICTURES[name]().savefig(FOLDER / f"{name}.svg", metadata={"Date": None})

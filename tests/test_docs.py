@@ -61,7 +61,9 @@ def without_code(text):
 
 def anchors(page):
     """The anchors of a page's headings, as Python-Markdown makes them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.M), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in headings}
 
 
@@ -87,7 +89,9 @@ def test_every_page_is_in_the_navigation():
 
 def section(title):
     """The text under a heading of the second level."""
-    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", text_of(ROOT / "docs/troubleshooting.md"), re.M | re.DOTALL)
+    (found,) = re.findall(
+        rf"^## {title}\n(.*?)(?=^## |\Z)", text_of(ROOT / "docs/troubleshooting.md"), re.MULTILINE | re.DOTALL
+    )
     return found
 
 

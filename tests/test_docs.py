@@ -1,10 +1,12 @@
 """The documentation is true: its Python runs, its links lead somewhere, and it lists every refusal and error."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_embed.graph.reasons import REASONS
 
@@ -24,6 +26,15 @@ def text_of(page):
 
 
 # Python
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The networks of the pages are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def run_python_of(page):
@@ -176,3 +187,17 @@ def test_a_phrase_is_no_catch_all():
     messages = errors()
     for phrase in terms(section("Errors")):
         assert sum(covers(phrase, one) for one in messages) <= 12, phrase
+
+
+# API
+
+
+@pytest.mark.parametrize("name", ["", ".callbacks", ".operators", ".statistics", ".analysis"])
+def test_the_api_pages_show_every_public_name(name):
+    public = set(importlib.import_module(f"lightning_embed{name}").__all__)
+    page = text_of(ROOT / f"docs/api/{name.removeprefix('.') or 'index'}.md")
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
+    if f"::: lightning_embed{name}\n" in page:  # all that is no submodule of the same name
+        folder = PACKAGE / name.removeprefix(".")
+        shown |= public - {path.stem for path in folder.glob("*.py")}
+    assert public <= shown

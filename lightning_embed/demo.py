@@ -22,7 +22,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.surgery import Measurement, Record, Size, load_from_checkpoint, records_table
 from lightning_embed.surgery.prune import look
 from lightning_embed.tape import record
@@ -103,7 +103,7 @@ class WatchedPruner(EmbeddingPruner):
         """Merge as the pruner does, between two looks."""
         done = sum(one.done for one in self.records)
         before, look_before = accuracy(pl_module, self.test), None
-        if not done and self.should_merge(trainer, pl_module):
+        if not done and self.when(trainer, pl_module):
             look_before = self.look(pl_module)
         super().on_train_epoch_start(trainer, pl_module)
         merges = sum(one.done for one in self.records) - done
@@ -165,7 +165,10 @@ def run(output: Path, *, seed: int = 0, epochs: int = EPOCHS, quiet: bool = Fals
     print("Training without merging …", flush=True)
     plain = train(seed, epochs, [], None, quiet=quiet).lightning_module
     print("The same training with EmbeddingMonitor and EmbeddingPruner …", flush=True)
-    monitor, pruner = EmbeddingMonitor(every_n_steps=10), WatchedPruner(*digits(seed), every_n_epochs=10)
+    monitor, pruner = (
+        EmbeddingMonitor(every_n_steps=10),
+        WatchedPruner(*digits(seed), when=After(0.5, every_n_epochs=10)),
+    )
     trainer = train(seed, epochs, [monitor, pruner], output, quiet=quiet)
     model = trainer.lightning_module
 

@@ -2,5 +2,6 @@
 
 from lightning_embed.callbacks.monitor import EmbeddingMonitor
 from lightning_embed.callbacks.pruner import EmbeddingPruner
+from lightning_embed.callbacks.when import After, NearCriticalPoint, NearEnd, OnPlateau, When
 
-__all__ = ["EmbeddingMonitor", "EmbeddingPruner"]
+__all__ = ["After", "EmbeddingMonitor", "EmbeddingPruner", "NearCriticalPoint", "NearEnd", "OnPlateau", "When"]

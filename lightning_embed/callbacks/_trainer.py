@@ -6,18 +6,21 @@ Facts relied on (Lightning 2.6): `fit_loop.epoch_loop._batches_that_stepped` is 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_embed.errors import InputError
 
 Groups = list[list[list[str | None]]]
+Agreed = TypeVar("Agreed")
 
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -54,30 +57,48 @@ else:
     _BASES = tuple(sys.modules[name].Callback for name in _namespaces())
     Callback = type("Callback", _BASES, {"__module__": __name__})
 
-# callbacks that hold copies or masks of parameters, which do not follow a merge
+# callbacks that hold masks or groups of parameters, which do not follow a merge
 _CONFLICTS = {
     "ModelPruning": "its masks keep the old shapes",
     "BaseFinetuning": "it rebuilds the optimizer's groups from the layers it froze",
-    "WeightAveraging": "its averaged copy keeps the old shapes",
-    "StochasticWeightAveraging": "its averaged copy keeps the old shapes",
 }
+_AVERAGES = ("WeightAveraging", "StochasticWeightAveraging")
+_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")
 _OFFLINE = "Train without EmbeddingPruner (EmbeddingMonitor may stay) and call lightning_embed.prune afterwards."
 
 
-def check_supported(trainer: Any) -> None:
+def check_supported(trainer: Any, *, attached: bool) -> None:
     """Refuse, at setup, the set-ups in which a merge would break training.
 
+    Args:
+        trainer: the Trainer.
+        attached: whether `attach` was called on its module before the training was started.
+
     Raises:
-        MisconfigurationException: several processes, a sharding strategy, or a callback that cannot follow.
+        MisconfigurationException: a sharding strategy, several processes without DDP, a communication hook with a
+            state, processes that the Trainer spawns or forks and a model that is not attached, or a callback that
+            cannot follow.
     """
-    if trainer.world_size > 1:
+    strategy = trainer.strategy
+    kinds = [kind.__name__ for kind in type(strategy).__mro__]
+    name = kinds[0]
+    if any(word in kind for kind in kinds for word in _SHARDED):
+        raise misconfiguration(f"EmbeddingPruner cannot merge parameters that {name} shards. {_OFFLINE}")
+    if trainer.world_size > 1 and "DDPStrategy" not in kinds:
         raise misconfiguration(
-            f"EmbeddingPruner merges on a single device as yet; this Trainer runs {trainer.world_size} processes "
-            f"({type(trainer.strategy).__name__}). {_OFFLINE}"
+            f"EmbeddingPruner merges on one device or under DDP; {name} runs {trainer.world_size} processes in a way "
+            f"of its own. {_OFFLINE}"
         )
-    strategy = type(trainer.strategy).__name__
-    if any(word in strategy for word in ("FSDP", "DeepSpeed", "ModelParallel", "XLA")):
-        raise misconfiguration(f"EmbeddingPruner cannot merge parameters that {strategy} shards. {_OFFLINE}")
+    if getattr(strategy, "_ddp_comm_state", None) is not None:
+        raise misconfiguration(
+            f"EmbeddingPruner cannot work with a communication hook that keeps a state (ddp_comm_state) of the "
+            f"gradients' old shapes. {_OFFLINE}"
+        )
+    if type(strategy.launcher).__name__ == "_MultiProcessingLauncher" and not attached:
+        raise misconfiguration(
+            f"{name} starts processes that hand the trained weights back to this one, where the model would still have "
+            "its original size. Call lightning_embed.attach(model) before trainer.fit(model), so that it can take them."
+        )
     for callback in trainer.callbacks:
         for kind in type(callback).__mro__:
             if kind.__name__ in _CONFLICTS:
@@ -85,6 +106,60 @@ def check_supported(trainer: Any) -> None:
                     f"EmbeddingPruner cannot work beside {type(callback).__name__}: {_CONFLICTS[kind.__name__]} when "
                     f"neurons or layers are merged. {_OFFLINE}"
                 )
+
+
+def check_optimizers(trainer: Any) -> None:
+    """Refuse optimizers whose state is spread over processes.
+
+    Raises:
+        MisconfigurationException: there is one.
+    """
+    for optimizer in trainer.optimizers:
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in ("ZeroRedundancyOptimizer", "PostLocalSGDOptimizer", "DistributedOptimizer"):
+                raise misconfiguration(
+                    f"EmbeddingPruner cannot edit the state that {kind.__name__} spreads over processes. {_OFFLINE}"
+                )
+
+
+def averaged_copies(trainer: Any) -> list[nn.Module]:
+    """The running averages of the model that other callbacks keep, which have to follow a merge."""
+    found = []
+    for callback in trainer.callbacks:
+        if any(kind.__name__ in _AVERAGES for kind in type(callback).__mro__):
+            average = callback._average_model
+            if average is not None:
+                found.append(average.module if isinstance(average, AveragedModel) else average)
+    return found
+
+
+def wrap_again(trainer: Any) -> None:
+    """After a merge: a new DDP wrapper around the model, whose buckets fit its parameters."""
+    strategy = trainer.strategy
+    if isinstance(strategy.model, nn.parallel.DistributedDataParallel):
+        strategy.model = trainer.lightning_module
+        gc.collect()  # the old wrapper lets go of the parameters that stay
+        strategy.configure_ddp()
+        strategy._pl_static_graph_delay_done = False
+
+
+def scale_rates(trainer: Any, factor: float) -> None:
+    """Multiply every learning rate, also those that schedulers start from, so that their course goes on below."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+                if key in group:
+                    group[key] = group[key] * factor
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        for key in ("base_lrs", "_last_lr"):
+            if isinstance(getattr(scheduler, key, None), list):
+                setattr(scheduler, key, [rate * factor for rate in getattr(scheduler, key)])
+
+
+def save_for_callback(checkpoint: dict[str, Any], callback: Any, key: str, value: Any) -> None:
+    """Add to the state of a callback in a checkpoint what only `on_save_checkpoint` knows."""
+    checkpoint["callbacks"][callback.state_key][key] = value
 
 
 def misconfiguration(message: str) -> Exception:
@@ -124,9 +199,9 @@ def step_axis(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def agreed(trainer: Any, metrics: dict[str, float]) -> dict[str, float]:
-    """What rank 0 measured, on every rank, so that callbacks which monitor it decide alike. Every rank has to call."""
-    found: dict[str, float] = trainer.strategy.broadcast(metrics)
+def agreed(trainer: Any, mine: Agreed) -> Agreed:
+    """What rank 0 measured or decided, on every rank, so that all go on alike. Every rank has to call."""
+    found: Agreed = trainer.strategy.broadcast(mine)
     return found
 
 
@@ -177,9 +252,20 @@ def group_names(trainer: Any, module: nn.Module) -> Groups:
     ]
 
 
-def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
-    """Let every group hold the named parameters in the saved order, before the optimizer state is loaded."""
+def rebind_groups(trainer: Any, module: nn.Module, groups: Groups, before: Sequence[nn.Parameter] = ()) -> None:
+    """Let every group hold the named parameters in the saved order.
+
+    Args:
+        trainer: the Trainer, whose optimizers are bound.
+        module: its module.
+        groups: what `group_names` returned where it was saved.
+        before: parameters that the module held until now, which the groups may still hold.
+
+    Raises:
+        InputError: the optimizers or the module are not those of the saved groups.
+    """
     parameters = dict(module.named_parameters())
+    held = {id(one) for one in (*parameters.values(), *before)}
     if [len(one.param_groups) for one in trainer.optimizers] != [len(one) for one in groups]:
         raise InputError(
             "The checkpoint was saved with other optimizers or parameter groups than configure_optimizers returns now."
@@ -192,7 +278,6 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
         )
     for optimizer, named_groups in zip(trainer.optimizers, groups, strict=True):
         for group, named in zip(optimizer.param_groups, named_groups, strict=True):
-            held = {id(one) for one in parameters.values()}
             foreign = [one for one in group["params"] if id(one) not in held]
             if len(foreign) != named.count(None):
                 raise InputError(
@@ -201,21 +286,3 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: Groups) -> None:
                 )
             places = iter(foreign)
             group["params"][:] = [next(places) if name is None else parameters[name] for name in named]
-
-
-__all__ = [
-    "Callback",
-    "Groups",
-    "agreed",
-    "check_supported",
-    "group_names",
-    "log_directory",
-    "log_epoch",
-    "log_step",
-    "misconfiguration",
-    "planned_epochs",
-    "rebind_groups",
-    "step_axis",
-    "tell",
-    "unlogged",
-]

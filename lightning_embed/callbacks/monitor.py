@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, unlogged
@@ -11,7 +12,7 @@ from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.measure import measure_layers
-from lightning_embed.tape import Tape
+from lightning_embed.tape import Tape, from_plain, to_plain
 from lightning_embed.tape.tree import canonical_name
 
 
@@ -34,33 +35,47 @@ class EmbeddingMonitor(Callback):
     Args:
         every_n_steps: optimizer steps between two samples.
         criteria: the thresholds at which layers and kept neurons are counted.
+        checkpoint_mib: how large the latest sampled batch may be, in MiB, to be kept in checkpoints; it is what the
+            epoch's kept widths are measured on. With 0 none is kept.
 
     Raises:
-        InputError: `every_n_steps` is no positive integer.
+        InputError: `every_n_steps` is no positive integer, or `checkpoint_mib` negative.
 
     >>> EmbeddingMonitor(every_n_steps=10).every_n_steps
     10
     """
 
-    def __init__(self, every_n_steps: int = 50, criteria: Criteria | None = None) -> None:
+    def __init__(self, every_n_steps: int = 50, criteria: Criteria | None = None, checkpoint_mib: float = 32.0) -> None:
         super().__init__()
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise InputError(f"EmbeddingMonitor(every_n_steps=…) must be a positive integer, got {every_n_steps!r}.")
         self.every_n_steps = every_n_steps
+        if not checkpoint_mib >= 0:
+            raise InputError(f"EmbeddingMonitor(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
         self.criteria = criteria or Criteria()
+        self.checkpoint_mib = checkpoint_mib
+        self._begin()
+
+    def _begin(self) -> None:
         self.measurement: Measurement | None = None
         self._recording = StepRecording()
         self._observed = Observed()
         self._sampled_step = -1
         self._stepped: set[int] | None = None  # optimizers that stepped in the sampled step; None outside of it
         self._gradients: dict[str, float] = {}
+        self._saved: dict[str, Any] | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin anew; a callback may serve several fits."""
+        del trainer, pl_module
+        if stage == "fit":
+            self._begin()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin anew; a callback may serve several fits."""
-        del pl_module
-        self.measurement, self._recording, self._observed = None, StepRecording(), Observed()
-        self._sampled_step = trainer.global_step - 1
-        self._stepped, self._gradients = None, {}
+        """After a resume, take the latest sample from the checkpoint."""
+        del trainer
+        if self._saved is not None:
+            self._recording.last, self._saved = from_plain(self._saved, pl_module.device), None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to record, when this step is one to sample."""
@@ -138,10 +153,17 @@ class EmbeddingMonitor(Callback):
             metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))
         return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers if one.mpc is not None}
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let go of the recorded batch."""
-        del trainer, pl_module
-        self._recording = StepRecording()
+    def state_dict(self) -> dict[str, Any]:
+        """The latest sample, so that a resumed run measures what an uninterrupted one would, as plain data."""
+        tape, plain = self._recording.last, None
+        if tape is not None and tape.nbytes <= self.checkpoint_mib * 2**20:
+            with suppress(InputError):  # it holds things that are not plain data
+                plain = to_plain(tape)
+        return {"sampled_step": self._sampled_step, "tape": plain}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the latest sample."""
+        self._sampled_step, self._saved = state_dict["sampled_step"], state_dict["tape"]
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""

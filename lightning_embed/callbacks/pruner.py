@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.recording import StepRecording
+from lightning_embed.callbacks.together import Training, gather, merge_together
+from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
+from lightning_embed.surgery.checkpoint import is_attached
 from lightning_embed.surgery.plan import describe_evidence
-from lightning_embed.tape import Tape, deal
+from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
 log = logging.getLogger(__name__)
 
@@ -23,131 +29,127 @@ class EmbeddingPruner(_trainer.Callback):
     Training steps are recorded during an epoch; at the start of the next one, what the criteria nominate is merged, one
     by one: half of the recorded steps fit, the other half decide, and a merge that changes the outputs by more than
     the tolerance is undone bit for bit. The optimizer objects, their groups and their state are kept (see
-    `lightning_embed.surgery.optimizer`), so schedulers go on as planned.
+    `lightning_embed.surgery.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow. Under
+    DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
 
     What happened is in `records`, in the run's log folder as `merges.jsonl`, and in every checkpoint. Checkpoints
-    describe their own architecture: they load into a model built at its original size.
+    describe their own architecture: they load into a model built at its original size. They also hold the calibration
+    data recorded so far, so that a resumed run merges as an uninterrupted one would.
 
     Args:
         criteria: thresholds that nominate.
         tolerance: the bound that decides, per merging event.
-        start: nothing is merged before; a share of the planned training (float in 0..1) or an epoch (int). Early in
-            training a small-initialised network is linear in every layer, and merging then would take depth that
-            training has yet to use. With no planned end an int is required.
-        every_n_epochs: epochs between merging events.
-        calibration_samples: samples recorded per epoch, at most; spread evenly over the epoch.
-        calibration_mib: memory for them, in MiB.
+        when: an object that says at the start of each epoch whether to merge: `After`, `NearEnd`, `OnPlateau`,
+            `NearCriticalPoint`, or one of your own (`When`). A share of the planned training (float in 0..1) or an
+            epoch (int) stands for `After` that point, in every epoch.
+        calibration_samples: samples recorded per epoch, at most, in all processes together; spread over the epoch.
+        calibration_mib: memory for them, in MiB, in each process.
+        checkpoint_mib: how much of them a checkpoint may hold, in MiB; with more, or with 0 where the data are private,
+            it holds none, and a resumed run merges once it has recorded anew.
+        rate_factor: multiplies all learning rates after an event that merged something (and where schedulers start
+            from); 1 leaves them as they are.
         seed: of the random combination of outputs that weights the fits; every event draws from (seed, step).
 
     Raises:
-        InputError: an argument is out of range, or `start` lies past the planned end.
-        MisconfigurationException: at setup, beside what cannot follow a merge (several processes, sharded
-            parameters, callbacks that keep copies or masks of the parameters).
+        InputError: an argument is out of range; at the start, when `when` cannot be met.
+        MisconfigurationException: at setup, beside what cannot follow a merge (sharded parameters or optimizer state,
+            callbacks that keep masks of the parameters).
 
-    >>> EmbeddingPruner(start=10).start
-    10
+    >>> EmbeddingPruner(when=10).when.every_n_epochs
+    1
     """
 
     def __init__(
         self,
         criteria: Criteria | None = None,
         tolerance: Tolerance | None = None,
-        start: int | float = 0.5,  # noqa: PYI041  # LightningCLI would turn an epoch into a float
-        every_n_epochs: int = 1,
+        when: int | float | When = 0.5,  # noqa: PYI041  # LightningCLI would turn an epoch into a float
         calibration_samples: int = 4096,
         calibration_mib: float = 256.0,
+        checkpoint_mib: float = 32.0,
+        rate_factor: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0:
-            raise InputError(f"EmbeddingPruner(start=…) must be a share of training or an epoch, got {start!r}.")
-        if isinstance(start, float) and start >= 1.0:
+        if not isinstance(calibration_samples, int) or calibration_samples < 1:
             raise InputError(
-                f"EmbeddingPruner(start={start}) as a float is a share of the planned training and must be below 1; "
-                "give an int for an epoch."
+                f"EmbeddingPruner(calibration_samples=…) must be a positive integer, got {calibration_samples!r}."
             )
-        for name, value in {
-            "every_n_epochs": every_n_epochs,
-            "calibration_samples": calibration_samples,
-        }.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"EmbeddingPruner({name}=…) must be a positive integer, got {value!r}.")
         if not calibration_mib > 0:
             raise InputError(f"EmbeddingPruner(calibration_mib=…) must be positive, got {calibration_mib!r}.")
+        if not checkpoint_mib >= 0:
+            raise InputError(f"EmbeddingPruner(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
+        if not 0 < rate_factor <= 1:
+            raise InputError(f"EmbeddingPruner(rate_factor=…) must be above 0 and at most 1, got {rate_factor!r}.")
         self.criteria = criteria or Criteria()
         self.tolerance = tolerance or Tolerance()
-        self.start = start
-        self.every_n_epochs = every_n_epochs
+        self.when = when if isinstance(when, When) else After(when)
         self.calibration_samples = calibration_samples
         self.calibration_mib = calibration_mib
+        self.checkpoint_mib = checkpoint_mib
+        self.rate_factor = rate_factor
         self.seed = seed
         self.records: list[Record] = []
-        self._start_epoch = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._tapes: list[Tape] = []
+        self._saved: list[list[Any]] = []  # what a checkpoint holds of them, by process
         self._recording = StepRecording()
         self._groups: _trainer.Groups | None = None
         self._due = False
-
-    # when
-
-    def should_merge(self, trainer: Any, pl_module: Any) -> bool:
-        """Whether to merge at the start of this epoch. Override it to decide otherwise."""
-        del pl_module
-        since = trainer.current_epoch - self._start_epoch
-        return bool(since >= 0 and since % self.every_n_epochs == 0)
+        self._epoch = -1  # the last one whose start was seen
+        self._share = self.calibration_samples
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
+        known = is_attached(pl_module)
         attachment = attach(pl_module)
         if stage == "fit":
-            _trainer.check_supported(trainer)
+            _trainer.check_supported(trainer, attached=known)
+            for copy in _trainer.averaged_copies(trainer):
+                attach(copy)
             self.records = [Record.from_dict(record) for record in attachment.history]
-            self._tapes, self._groups = [], None
-            self._due, self._recording = False, StepRecording()
+            self._begin()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """After a resume, bind the optimizers' groups by name, before their state is loaded."""
+        _trainer.check_optimizers(trainer)
         if self._groups is not None:
             _trainer.rebind_groups(trainer, pl_module, self._groups)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Resolve `start` against the planned end."""
-        planned = _trainer.planned_epochs(trainer, pl_module)
-        if isinstance(self.start, float):
-            if planned is None:
-                raise InputError(
-                    f"EmbeddingPruner(start={self.start}) is a share of the planned training, but this Trainer has no "
-                    "planned end; give an int, the epoch from which on to merge."
-                )
-            self._start_epoch = round(self.start * planned)
-        else:
-            self._start_epoch = self.start
-        if planned is not None and self._start_epoch >= planned:
-            raise InputError(
-                f"EmbeddingPruner(start={self.start}) begins at epoch {self._start_epoch}, past the end of a training "
-                f"of {planned:g} epochs; nothing would ever be merged."
-            )
+        """Look at the Trainer's plans, and take this process's part of the saved calibration data."""
+        self.when.start(trainer, pl_module)
         self._groups = _trainer.group_names(trainer, pl_module)
+        self._share = math.ceil(self.calibration_samples / trainer.world_size)
+        for rank, tapes in enumerate(self._saved):
+            if rank % trainer.world_size == trainer.global_rank:
+                self._tapes.extend(from_plain(one, pl_module.device) for one in tapes)
+        self._saved = []
 
     # record
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Record this step, when it is one of those spread over the epoch."""
         del batch
-        if trainer.current_epoch + 1 < self._start_epoch or self._full():
+        if self._full() or not (self._due or self.when.soon(trainer)):
             return
         stride = 1
         batches = trainer.num_training_batches
         if self._tapes and batches != float("inf"):
-            wanted = max(2, self.calibration_samples // max(1, self._tapes[0].samples))
+            wanted = max(2, self._share // max(1, self._tapes[0].samples))
             stride = max(1, int(batches) // wanted)
         if batch_idx % stride == 0:
             self._recording.start(pl_module)
 
     def _full(self) -> bool:
         samples = sum(tape.samples for tape in self._tapes)
-        size = sum(tape.nbytes for tape in self._tapes)
-        return samples >= self.calibration_samples or size >= self.calibration_mib * 2**20
+        return samples >= self._share or self._size >= self.calibration_mib * 2**20
+
+    @property
+    def _size(self) -> int:
+        return sum(tape.nbytes for tape in self._tapes)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The forward pass is over."""
@@ -166,29 +168,56 @@ class EmbeddingPruner(_trainer.Callback):
     # merge
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Merge, on what the last epoch recorded; after a resume, as soon as something was."""
+        """Merge, on what the last epoch recorded; without calibration data as soon as there are some."""
+        if trainer.current_epoch == self._epoch:  # some versions of Lightning call it again after a resume in mid-epoch
+            return
+        self._epoch = trainer.current_epoch
         tapes, self._tapes = self._tapes, []
-        self._due = self.should_merge(trainer, pl_module) or self._due
+        now = self.when(trainer, pl_module)
+        self._due = _trainer.agreed(trainer, bool(now or self._due))
         if not self._due:
             return
-        fit, decide = deal(tapes)
-        if not decide:
+        records = self._merge_everywhere(trainer, pl_module, tapes)
+        if records is None:
             log.info("Epoch %d: no merging, no training step has been recorded yet.", trainer.current_epoch)
             return
         self._due = False
-        self._merge(trainer, pl_module, fit, decide)
+        self._note(trainer, pl_module, records)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """A step that was skipped has no end of its own."""
         del trainer, pl_module
         self._recording.stop()
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let go of what was recorded."""
-        del trainer, pl_module
-        self._tapes, self._recording = [], StepRecording()
+    def _merge_everywhere(self, trainer: Any, pl_module: Any, tapes: Sequence[Tape]) -> list[Record] | None:
+        copies = _trainer.averaged_copies(trainer)
 
-    def _merge(self, trainer: Any, pl_module: Any, fit: Sequence[Tape], decide: Sequence[Tape]) -> None:
+        def here(given: Sequence[Tape]) -> list[dict[str, Any]] | None:
+            records = self._merge(trainer, pl_module, copies, given)
+            return None if records is None else [record.to_dict() for record in records]
+
+        if trainer.world_size == 1:
+            return self._merge(trainer, pl_module, copies, tapes)
+        training = Training(
+            pl_module,
+            copies,
+            trainer.optimizers,
+            names=lambda: _trainer.group_names(trainer, pl_module),
+            bind=lambda groups, before: _trainer.rebind_groups(trainer, pl_module, groups, before),
+        )
+        found = merge_together(training, tapes, here)
+        if found is None:
+            return None
+        if any(record["done"] for record in found):
+            _trainer.wrap_again(trainer)
+        return [Record.from_dict(record) for record in found]
+
+    def _merge(
+        self, trainer: Any, pl_module: Any, copies: Sequence[torch.nn.Module], tapes: Sequence[Tape]
+    ) -> list[Record] | None:
+        fit, decide = deal(tapes)
+        if not decide:
+            return None
         history = attach(pl_module).history
         known = len(history)
         try:
@@ -201,15 +230,23 @@ class EmbeddingPruner(_trainer.Callback):
                     tolerance=self.tolerance,
                     seed=1_000_003 * self.seed + trainer.global_step,
                     optimizers=trainer.optimizers,
+                    copies=copies,
                     epoch=trainer.current_epoch,
                     step=trainer.global_step,
                 )
         except EmbeddingError as error:
             self._recording.warn(f"Epoch {trainer.current_epoch}: nothing more can be merged", error)
             records = [Record.from_dict(one) for one in history[known:]]  # what was merged before it failed
+        return records
+
+    def _note(self, trainer: Any, pl_module: Any, records: Sequence[Record]) -> None:
+        """Keep, write down and tell what happened."""
         self.records.extend(records)
         self._groups = _trainer.group_names(trainer, pl_module)
-        self._write(trainer, records)
+        if any(record.done for record in records) and self.rate_factor != 1.0:
+            _trainer.scale_rates(trainer, self.rate_factor)
+        if trainer.is_global_zero:
+            self._write(trainer, records)
         for record in records:
             if record.done:
                 _trainer.tell(
@@ -229,13 +266,47 @@ class EmbeddingPruner(_trainer.Callback):
     # checkpoint
 
     def state_dict(self) -> dict[str, Any]:
-        """Records and the names of the parameters in the optimizers' groups, as plain data."""
-        return {"records": [record.to_dict() for record in self.records], "groups": self._groups}
+        """Records, the names of the parameters in the optimizers' groups, and what `when` knows, as plain data."""
+        return {
+            "records": [record.to_dict() for record in self.records],
+            "groups": self._groups,
+            "due": self._due,
+            "epoch": self._epoch,
+            "when": [type(self.when).__name__, self.when.state_dict()],
+        }
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the calibration data of all processes, as far as `checkpoint_mib` allows."""
+        del pl_module
+        mine = self._plain_tapes()
+        everybody = [mine] if trainer.world_size == 1 else gather(mine)
+        size = sum(size for _, size in everybody)
+        if size > self.checkpoint_mib * 2**20:
+            if self.checkpoint_mib:
+                self._recording.warn(
+                    "A run resumed from this checkpoint records anew before it merges",
+                    f"{size / 2**20:.0f} MiB of calibration data are more than checkpoint_mib={self.checkpoint_mib:g}",
+                )
+            everybody = []
+        _trainer.save_for_callback(checkpoint, self, "tapes", [tapes for tapes, _ in everybody])
+
+    def _plain_tapes(self) -> tuple[list[Any], float]:
+        """Recorded steps as plain data, and their size in bytes; none, where they cannot be written so."""
+        try:
+            return [to_plain(tape) for tape in self._tapes], self._size
+        except InputError as error:
+            self._recording.warn("A run resumed from this checkpoint records anew before it merges", error)
+            return [], 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint recorded."""
         self.records = [Record.from_dict(record) for record in state_dict["records"]]
         self._groups = state_dict["groups"]
+        self._due, self._epoch = state_dict.get("due", False), state_dict.get("epoch", -1)
+        self._saved = state_dict.get("tapes", [])
+        kind, state = state_dict.get("when", ("", {}))
+        if kind == type(self.when).__name__:  # what another kind has learnt is of no use to this one
+            self.when.load_state_dict(state)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""

@@ -257,7 +257,8 @@ def _layer(
 
 def _traits(name: str, site: Site, named: dict[str, Tensor], known: dict[Any, Traits]) -> Traits | Reason:
     """What the region behind a layer is, found by running it unless it is known; or why it is no such region."""
-    key = (name, site.region.signature, site.region.shape)
+    calls, posts = site.region.signature
+    key = (name, calls, tuple(slot for _, slot in posts), site.region.shape)  # whoever reads it now
     if key in known:
         return known[key]
     probe = Probe(site.region, named, site.call.pre)

@@ -201,11 +201,14 @@ def _write(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_met
     attachment: Attachment | None = getattr(module, _ATTRIBUTE, None)
     if attachment is None:
         return
-    text = json.dumps(
-        {"format": FORMAT, "slots": attachment.architecture(module), "history": attachment.history},
-        sort_keys=True,
-    )
+    text = json.dumps({"format": FORMAT, **describe(module)}, sort_keys=True)
     state_dict[prefix + KEY] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """What an attached model has become, as plain data for `become`."""
+    attachment = attach(module)
+    return {"slots": attachment.architecture(module), "history": attachment.history}
 
 
 def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -215,6 +218,12 @@ def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -
     described = read_architecture(state_dict, prefix) or {"slots": {}, "history": []}
     state_dict.pop(prefix + KEY, None)
     _check(module, state_dict, prefix, described["slots"], attachment)
+    become(module, described)
+
+
+def become(module: nn.Module, described: Mapping[str, Any]) -> None:
+    """Give an attached model the architecture that `describe` told of; what is new holds no numbers yet."""
+    attachment = attach(module)
     target = {name: described["slots"].get(name, original[1]) for name, original in attachment.originals.items()}
     target.update(described["slots"])
     edits = Edits()

@@ -53,6 +53,7 @@ def merge(
     seed: int = 0,
     sizes: Sizes | None = None,
     optimizers: Sequence[torch.optim.Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
     epoch: int | None = None,
     step: int | None = None,
 ) -> tuple[Plan, list[Record]]:
@@ -72,6 +73,7 @@ def merge(
         sizes: tells from the model, its graph and features how many neurons to leave in which layers (0 removes a
             layer), in place of the criteria for neurons.
         optimizers: edited in place with every merge that is kept.
+        copies: models of the same architecture with weights of their own (running averages) that follow every merge.
         epoch: written into the records.
         step: written into the records.
 
@@ -79,7 +81,7 @@ def merge(
         The merges that were made, in order, and the record of everything that was nominated.
     """
     when = {"epoch": epoch, "step": step}
-    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, when).run(sizes)
+    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, copies, when).run(sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +105,14 @@ class _Merging:
         tolerance: Tolerance | None,
         seed: int,
         optimizers: Sequence[torch.optim.Optimizer],
+        copies: Sequence[nn.Module],
         when: dict[str, Any],
     ) -> None:
         self.model, self.fit, self.decide = model, fit, decide
         self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
-        self.optimizers, self.when = optimizers, when
-        self.attachment = attach(model)
+        self.optimizers, self.copies, self.when = optimizers, copies, when
+        for one in (model, *copies):
+            attach(one)
         self.known: dict[Any, Any] = {}  # of regions that a merge elsewhere has not changed
         self.graph: Graph = observe(model, fit, self.known)
         self.check = Check(model, decide, tolerance)
@@ -130,7 +134,8 @@ class _Merging:
                     self._sizes(sizes(self.model, self.graph, self._features(), self.fit))
                 self._reconstruct()
         finally:
-            self.attachment.forget_untouched(self.model)
+            for one in (self.model, *self.copies):
+                attach(one).forget_untouched(one)
         return Plan(tuple(self.steps)), self.records
 
     def _ready(self) -> bool:
@@ -299,6 +304,8 @@ class _Merging:
         self.records.append(record)
         if not reason:
             settle(self.model, applied, self.optimizers, record)
+            for one in self.copies:
+                settle(one, apply_step(one, step), (), record)
             self.steps.append(step)
 
     def _kept_after(self, step: Step) -> dict[str, Tensor]:

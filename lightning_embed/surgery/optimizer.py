@@ -102,10 +102,16 @@ def remap_optimizers(optimizers: Iterable[torch.optim.Optimizer], moves: Iterabl
     for optimizer in optimizers:
         for move in moves:
             _remap(optimizer, move)
-        if isinstance(optimizer, torch.optim.LBFGS) and moves:
-            optimizer.state.clear()
-            optimizer._params = optimizer.param_groups[0]["params"]  # its own list, another one after a load
-            optimizer._numel_cache = None  # counts the old parameters
+        if moves:
+            clear_flat_state(optimizer)
+
+
+def clear_flat_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer whose state mixes all parameters in flat vectors (LBFGS) begin anew; others keep theirs."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        optimizer._params = optimizer.param_groups[0]["params"]  # its own list, another one after a load
+        optimizer._numel_cache = None  # counts the old parameters
 
 
 def _position(optimizer: torch.optim.Optimizer, parameter: Tensor | None) -> tuple[list[Tensor], int] | None:

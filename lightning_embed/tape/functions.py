@@ -94,7 +94,7 @@ SHAPES = frozenset(
     ]
 )
 
-_OWNERS = ("Tensor", "nn.functional", "special", "_C._nn", "_C._VariableFunctions", "")
+OWNERS = ("Tensor", "nn.functional", "special", "_C._nn", "_C._VariableFunctions", "")
 
 
 def raw_name(function: Callable[..., Any]) -> str:
@@ -135,10 +135,11 @@ class Address:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        return getattr(_owner(self.owner), self.name)(*args, **kwargs)
+        return getattr(owner_of(self.owner), self.name)(*args, **kwargs)
 
 
-def _owner(path: str) -> Any:
+def owner_of(path: str) -> Any:
+    """What lies at a path below `torch`."""
     return operator.attrgetter(path)(torch) if path else torch
 
 
@@ -162,14 +163,23 @@ def portable(function: Callable[..., Any]) -> Callable[..., Any]:
     with contextlib.suppress(Exception):
         if pickle.loads(pickle.dumps(function)) is not None:  # noqa: S301  # made on the spot
             return function
+    return address_of(function) or function
+
+
+def address_of(function: Callable[..., Any]) -> Address | None:
+    """Where below `torch` a function is found; None for one that is not there.
+
+    >>> address_of(torch.tanh)
+    Address(owner='_C._VariableFunctions', name='tanh')
+    """
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         owner, _, name = f"ops.{function}".rpartition(".")
         return Address(owner, name)
     name = raw_name(function)
-    for owner, found in product(_OWNERS, (name, f"__{name}__")):  # x**2 is a function called pow at Tensor.__pow__
-        if getattr(_owner(owner), found, None) is function:
+    for owner, found in product(OWNERS, (name, f"__{name}__")):  # x**2 is a function called pow at Tensor.__pow__
+        if getattr(owner_of(owner), found, None) is function:
             return Address(owner, found)
-    return function
+    return None
 
 
 def in_eval(

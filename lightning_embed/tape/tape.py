@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import is_
 from typing import Any, TypeVar
 
 import numpy as np
@@ -237,6 +238,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def _restore(attributes: dict[str, Any], saved: dict[str, Any]) -> None:
+    if attributes.keys() == saved.keys() and all(map(is_, attributes.values(), saved.values())):
+        return  # as nearly always
     for name in [name for name in attributes if name not in saved]:
         del attributes[name]
     for name, value in saved.items():
@@ -247,7 +250,11 @@ def _restore(attributes: dict[str, Any], saved: dict[str, Any]) -> None:
 def set_modes(model: nn.Module, *, training: bool) -> None:
     """Set the mode flags of all modules without calling `train()` or `eval()`."""
     for module in model.modules():
-        module.training = training
+        own = vars(module)
+        if "training" in own:
+            own["training"] = training  # torch's own way of setting an attribute costs more than small layers do
+        else:  # a scripted module keeps its mode elsewhere
+            module.training = training
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

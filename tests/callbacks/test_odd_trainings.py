@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import lightning_embed as le
-from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner, When
 from tests.callbacks.runs import EPOCHS, Planted, loader, trainer
 
-EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "start": 2}
+EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "when": 2}
 
 
 class Gan(L.LightningModule):
@@ -55,7 +55,7 @@ def test_every_optimizer_of_manual_optimization_is_sampled(tmp_path):
 
 
 def test_a_share_of_max_steps_counts_the_steps_of_every_optimizer(tmp_path):
-    model, pruner = Gan(), EmbeddingPruner(**{**EXACT, "start": 0.5})
+    model, pruner = Gan(), EmbeddingPruner(**{**EXACT, "when": 0.5})
     trainer(tmp_path, [pruner], max_epochs=-1, max_steps=2 * 4 * len(loader())).fit(model, loader())
     assert ("g.2", 2) in {(one.layer, one.epoch) for one in pruner.records if one.done}
 
@@ -75,16 +75,15 @@ def test_of_several_evaluations_in_a_step_the_first_gradient_counts(tmp_path):
 
 def test_two_overlapping_recordings_restore_the_compilers_stance(tmp_path):
     before = torch._dynamo.eval_frame._stance
-    trainer(tmp_path, [EmbeddingMonitor(1), EmbeddingPruner(start=0)], max_epochs=1).fit(Planted(), loader())
+    trainer(tmp_path, [EmbeddingMonitor(1), EmbeddingPruner(when=0)], max_epochs=1).fit(Planted(), loader())
     assert torch._dynamo.eval_frame._stance == before
 
 
 def test_one_pruner_serves_a_second_fit_of_another_model(tmp_path):
     pruner = EmbeddingPruner(**EXACT)
     trainer(tmp_path, [pruner]).fit(Planted(), loader())
-    assert not pruner._tapes
     model, run = Planted(), trainer(tmp_path, [pruner], max_epochs=2)
-    pruner.start = 1
+    pruner.when = After(1)
     pruner.criteria = le.Criteria(linearization=None, condensation=None, span=None)
     run.fit(model, loader())
     held = {id(one) for group in run.optimizers[0].param_groups for one in group["params"]}
@@ -98,7 +97,7 @@ def test_an_epoch_that_is_skipped_leaves_no_hook_behind(tmp_path):
             return -1 if batch_idx == 3 else None
 
     model = Skipping()
-    trainer(tmp_path, [EmbeddingMonitor(1), EmbeddingPruner(start=0)], max_epochs=1).fit(model, loader())
+    trainer(tmp_path, [EmbeddingMonitor(1), EmbeddingPruner(when=0)], max_epochs=1).fit(model, loader())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.overrides._get_current_function_mode() is None
 
@@ -116,7 +115,7 @@ class Alternating(Planted):
 
 def test_steps_that_alternate_between_networks_are_measured_and_checked(tmp_path):
     bold = le.Criteria(linearization=0.0, condensation=0.3, span=0.5)
-    pruner, model = EmbeddingPruner(bold, le.Tolerance(change=0.001), start=2), Alternating()
+    pruner, model = EmbeddingPruner(bold, le.Tolerance(change=0.001), when=2), Alternating()
     run = trainer(tmp_path, [EmbeddingMonitor(1), pruner], max_epochs=3)
     run.fit(model, loader())
     assert {"mpc/net.0", "mpc/other.0"} <= set(run.callback_metrics)
@@ -132,7 +131,7 @@ def test_a_layer_that_no_deciding_step_calls_is_left_alone(tmp_path):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, int(batch_idx == 2))
 
-    pruner, model = EmbeddingPruner(le.Criteria(linearization=0.0), le.Tolerance(change=10.0), start=1), Rare()
+    pruner, model = EmbeddingPruner(le.Criteria(linearization=0.0), le.Tolerance(change=10.0), when=1), Rare()
     trainer(tmp_path, [pruner], max_epochs=2).fit(model, loader())
     assert model.other[0].out_features == 8
     assert not any(one.done for one in pruner.records if one.layer == "other.0")
@@ -162,17 +161,23 @@ def test_one_recorded_step_is_enough_to_merge(tmp_path, options):
     assert model.net[0].out_features == 6
 
 
-def test_after_a_resume_a_merging_event_waits_for_data_and_is_not_left_out(tmp_path):
-    class Once(EmbeddingPruner):
-        def should_merge(self, trainer, pl_module):
+@pytest.mark.parametrize(("checkpoint_mib", "epoch"), [(32.0, 4), (0.0, 5)])
+def test_after_a_resume_without_calibration_data_a_merging_event_waits_and_is_not_left_out(
+    tmp_path, checkpoint_mib, epoch
+):
+    class Once(When):
+        def __call__(self, trainer, pl_module):
             return trainer.current_epoch == 4
 
-    run = trainer(tmp_path, [Once(**EXACT)], max_epochs=4)
+    def pruner():
+        return EmbeddingPruner(**{**EXACT, "when": Once()}, checkpoint_mib=checkpoint_mib)
+
+    run = trainer(tmp_path, [pruner()], max_epochs=4)
     run.fit(Planted(), loader())
     run.save_checkpoint(tmp_path / "a.ckpt")
-    pruner = Once(**EXACT)
-    trainer(tmp_path, [pruner]).fit(Planted(), loader(), ckpt_path=tmp_path / "a.ckpt")
-    assert {one.epoch for one in pruner.records} == {5}
+    resumed = pruner()
+    trainer(tmp_path, [resumed]).fit(Planted(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert {one.epoch for one in resumed.records} == {epoch}
 
 
 @pytest.mark.parametrize("fault", ["no eval", "nan"])
@@ -253,5 +258,5 @@ def test_a_parameter_that_only_the_optimizer_holds_survives_a_resume(tmp_path):
 
 
 def test_a_command_line_can_tell_an_epoch_from_a_share():
-    hint = typing.get_type_hints(EmbeddingPruner.__init__)["start"]
-    assert typing.get_args(hint) == (int, float)
+    hint = typing.get_type_hints(EmbeddingPruner.__init__)["when"]
+    assert typing.get_args(hint) == (int, float, When)

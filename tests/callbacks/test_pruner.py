@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint, ModelPruning
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner, When
 from tests.callbacks.runs import EPOCHS, Planted, loader, trainer
 
-EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "start": 2}
+EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "when": 2}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -26,7 +26,7 @@ def test_planted_redundancy_is_merged_and_training_goes_on(tmp_path, optimizer):
         def on_train_epoch_start(self, trainer, pl_module):
             seen.setdefault(trainer.current_epoch, (trainer.optimizers[0], pl_module.net[0].out_features))
 
-    run.callbacks.append(Watch(start=0))
+    run.callbacks.append(Watch(when=0))
     run.fit(model, loader())
     assert model.net[0].out_features == 6
     assert isinstance(model.net[2], nn.Identity)
@@ -52,7 +52,7 @@ def test_planted_redundancy_is_merged_and_training_goes_on(tmp_path, optimizer):
 def test_a_merge_that_changes_too_much_is_refused_and_nothing_differs(tmp_path):
     ends = []
     criteria = le.Criteria(linearization=0.0, condensation=0.0, span=1.0)
-    for callbacks in ([], [EmbeddingPruner(criteria, le.Tolerance(change=0.0), start=1)]):
+    for callbacks in ([], [EmbeddingPruner(criteria, le.Tolerance(change=0.0), when=1)]):
         torch.manual_seed(3)
         model = Planted(seed=3)
         nn.init.normal_(model.net[0].weight)
@@ -69,7 +69,7 @@ def test_a_merge_that_changes_too_much_is_refused_and_nothing_differs(tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_resumed_is_uninterrupted(tmp_path, optimizer):
     def parts():
-        pruner = EmbeddingPruner(**EXACT, every_n_epochs=100)
+        pruner = EmbeddingPruner(**{**EXACT, "when": After(2, every_n_epochs=100)})
         saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
         return pruner, trainer(tmp_path, [pruner, saver], enable_checkpointing=True)
 
@@ -101,12 +101,12 @@ def test_an_older_and_larger_best_checkpoint_grows_the_model_back(tmp_path):
     assert torch.equal(loaded(x), model(x))
 
 
-def test_should_merge_can_be_overridden(tmp_path):
-    class Only(EmbeddingPruner):
-        def should_merge(self, trainer, pl_module):
+def test_a_user_decides_when(tmp_path):
+    class Only(When):
+        def __call__(self, trainer, pl_module):
             return trainer.current_epoch == 4
 
-    pruner = Only(**{**EXACT, "start": 0})
+    pruner = EmbeddingPruner(**{**EXACT, "when": Only()})
     trainer(tmp_path, [pruner]).fit(Planted(), loader())
     assert {one.epoch for one in pruner.records} == {4}
 
@@ -114,12 +114,13 @@ def test_should_merge_can_be_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 1.0}, "start"),
-        ({"start": -1}, "start"),
-        ({"start": "half"}, "start"),
-        ({"every_n_epochs": 0}, "every_n_epochs"),
+        ({"when": 1.0}, "start"),
+        ({"when": -1}, "start"),
+        ({"when": "half"}, "start"),
         ({"calibration_samples": 0}, "calibration_samples"),
         ({"calibration_mib": 0.0}, "calibration_mib"),
+        ({"checkpoint_mib": -1.0}, "checkpoint_mib"),
+        ({"rate_factor": 0.0}, "rate_factor"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -129,16 +130,16 @@ def test_options_out_of_range_are_refused(options, message):
 
 def test_start_past_the_end_or_without_an_end_is_refused(tmp_path):
     with pytest.raises(le.InputError, match="past the end"):
-        trainer(tmp_path, [EmbeddingPruner(start=EPOCHS)]).fit(Planted(), loader())
+        trainer(tmp_path, [EmbeddingPruner(when=EPOCHS)]).fit(Planted(), loader())
     with pytest.raises(le.InputError, match="no planned end"):
-        trainer(tmp_path, [EmbeddingPruner(start=0.5)], max_epochs=-1).fit(Planted(), loader())
+        trainer(tmp_path, [EmbeddingPruner(when=0.5)], max_epochs=-1).fit(Planted(), loader())
     steps = 3 * len(loader())
-    pruner = EmbeddingPruner(**{**EXACT, "start": 0.5})
+    pruner = EmbeddingPruner(**{**EXACT, "when": 0.5})
     trainer(tmp_path, [pruner], max_epochs=-1, max_steps=steps).fit(Planted(), loader())
     assert {one.epoch for one in pruner.records} == {2}
 
 
-@pytest.mark.parametrize("other", [ModelPruning("l1_unstructured", amount=0.5), StochasticWeightAveraging(1e-2)])
+@pytest.mark.parametrize("other", [ModelPruning("l1_unstructured", amount=0.5), BackboneFinetuning()])
 def test_callbacks_that_cannot_follow_are_named(tmp_path, other):
     with pytest.raises(MisconfigurationException, match=f"{type(other).__name__}.*lightning_embed.prune"):
         trainer(tmp_path, [EmbeddingPruner(), other]).fit(Planted(), loader())
@@ -166,7 +167,7 @@ def test_one_half_of_the_tapes_fits_and_the_other_decides(tmp_path, monkeypatch)
         return le.Plan(), []
 
     monkeypatch.setattr("lightning_embed.callbacks.pruner.merge", spy)
-    run = trainer(tmp_path, [EmbeddingPruner(start=1, seed=2)], max_epochs=3)
+    run = trainer(tmp_path, [EmbeddingPruner(when=1, seed=2)], max_epochs=3)
     run.fit(Planted(), loader())
     assert [options["step"] for _, _, options in seen] == [8, 16]
     assert len({options["seed"] for _, _, options in seen}) == 2

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.callbacks._trainer import log_directory, planned_epochs, unlogged
 from tests.callbacks.runs import Planted, loader, trainer
 
@@ -66,7 +66,7 @@ def test_kinds_of_callbacks_that_cannot_follow_are_refused_too(tmp_path):
 
 
 def test_merging_events_are_counted_from_the_start_and_every_one_is_written(tmp_path):
-    pruner = EmbeddingPruner(BOLD, le.Tolerance(change=0.0), start=3, every_n_epochs=2)
+    pruner = EmbeddingPruner(BOLD, le.Tolerance(change=0.0), when=After(3, every_n_epochs=2))
     run = trainer(tmp_path, [pruner], logger=CSVLogger(tmp_path, "", ""))
     model = Planted()
     nn.init.normal_(model.net[0].weight)
@@ -83,7 +83,7 @@ def test_merging_events_are_counted_from_the_start_and_every_one_is_written(tmp_
         ({"calibration_samples": 64}, [1, 1, 1, 1, 2, 2, 2, 2] * 2),
         ({"calibration_samples": 32}, [1] * 16),
         ({"calibration_mib": 1e-6}, [1] * 16),
-        ({"calibration_samples": 64, "start": 2}, [0] * 8 + [1, 1, 1, 1, 2, 2, 2, 2]),
+        ({"calibration_samples": 64, "when": 2}, [0] * 8 + [1, 1, 1, 1, 2, 2, 2, 2]),
     ],
 )
 def test_recorded_steps_are_spread_over_the_epochs_before_a_merge_within_bounds(tmp_path, options, held):
@@ -94,7 +94,7 @@ def test_recorded_steps_are_spread_over_the_epochs_before_a_merge_within_bounds(
             super().on_train_batch_end(*args)
             seen.append(len(self._tapes))
 
-    trainer(tmp_path, [Watch(**{"start": 1, **options})], max_epochs=3).fit(Planted(), loader())
+    trainer(tmp_path, [Watch(**{"when": 1, **options})], max_epochs=3).fit(Planted(), loader())
     assert seen[:16] == held
 
 
@@ -124,7 +124,7 @@ class Apart(L.LightningModule):
 
 
 def test_of_manual_optimization_the_whole_step_is_recorded_and_gradients_of_all_optimizers_add_up(tmp_path):
-    model, pruner = Apart(), EmbeddingPruner(BOLD, le.Tolerance(change=0.1), start=1)
+    model, pruner = Apart(), EmbeddingPruner(BOLD, le.Tolerance(change=0.1), when=1)
     run = trainer(tmp_path, [EmbeddingMonitor(16)], max_epochs=1)
     run.fit(model, loader(batch_size=256))
     assert {"mpc/a.0", "mpc/b.0"} <= set(run.callback_metrics)

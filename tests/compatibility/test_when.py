@@ -1,0 +1,112 @@
+"""When to merge: every object answers where it should, and a resumed one as one that was not interrupted."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import lightning_embed as le
+from lightning_embed.callbacks import After, EmbeddingPruner, NearCriticalPoint, NearEnd, OnPlateau, When
+from tests.compatibility.training import EXACT, Batches, Net, merges, ours, trainer
+
+
+def asked(when, series, start=0):
+    """At which epochs an object says yes, of metrics of the epochs before."""
+    yes = []
+    for epoch, metrics in enumerate(series, start):
+        run = SimpleNamespace(current_epoch=epoch, callback_metrics=metrics, check_val_every_n_epoch=1)
+        if when(run, None):
+            yes.append(epoch)
+    return yes
+
+
+def losses(*values, gradients=()):
+    values = [{"loss": value} for value in values]
+    for one, gradient in zip(values, gradients, strict=False):
+        one["grad_norm/l1"] = gradient
+    return [{}, *values]
+
+
+@pytest.mark.cell("When to merge", "on a plateau of a monitored metric (`OnPlateau`)")
+def test_a_plateau_is_patience_epochs_without_an_improvement():
+    falling = losses(1.0, 0.9, 0.8, 0.8, 0.7999, 0.8, 0.5, 0.5, 0.5, 0.5)
+    assert asked(OnPlateau("loss", patience=2), falling) == [5, 9]
+    assert asked(OnPlateau("loss", patience=2, start=6), falling) == [6, 9]
+    assert asked(OnPlateau("loss", patience=3, mode="max"), losses(0.1, 0.2, 0.2, 0.2, 0.2)) == [5]
+
+
+@pytest.mark.cell("When to merge", "near a critical point: small decrease and small gradient (`NearCriticalPoint`)")
+def test_both_the_decrease_and_the_gradient_have_to_be_small():
+    when = NearCriticalPoint("loss", decrease=0.01, gradient=0.1)
+    series = losses(1.0, 0.5, 0.499, 0.498, 0.2, 0.199, gradients=(10.0, 5.0, 4.0, 0.5, 0.4, 0.3))
+    assert asked(when, series) == [4, 6]
+
+
+@pytest.mark.parametrize("make", [lambda: OnPlateau("loss", 2), lambda: NearCriticalPoint("loss")])
+def test_what_was_learnt_survives_a_resume(make):
+    values = (1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.8, 0.8, 0.8)
+    series = losses(*values, gradients=(9.0, 8.0, 0.7, 0.7, 0.5, 2.0, 0.1, 0.1, 0.1))
+    whole = asked(make(), series)
+    assert len(whole) > 1
+    for cut in range(1, len(series)):
+        first, second = make(), make()
+        before = asked(first, series[:cut])
+        second.load_state_dict(first.state_dict())
+        assert before + asked(second, series[cut:], cut) == whole
+
+
+@pytest.mark.parametrize(
+    ("when", "epochs"),
+    [(0.5, [3, 4, 5]), (2, [2, 3, 4, 5]), (After(0, every_n_epochs=3), [1, 3]), (NearEnd(2), [4])],
+    ids=["share", "epoch", "every n", "near the end"],
+)
+@pytest.mark.cell("When to merge", "after a share, from an epoch, every n epochs, once near the end")
+def test_events_in_a_real_training(tmp_path, when, epochs):
+    pruner = EmbeddingPruner(le.Criteria(0.0, None, None), le.Tolerance(0.0), when=when)
+    trainer(tmp_path, [pruner]).fit(Net(), Batches())
+    assert sorted({one.epoch for one in pruner.records}) == epochs
+    assert all(not one.done for one in pruner.records)
+
+
+@pytest.mark.parametrize("when", [OnPlateau("loss_epoch", 1, threshold=1.0), NearCriticalPoint("loss_epoch", 1.0, 1.0)])
+@pytest.mark.cell("When to merge", "by metrics of a real training ({when})")
+def test_metrics_of_a_real_training_are_read(tmp_path, when):
+    run = trainer(tmp_path, ours(when=when))
+    run.fit(Net(), Batches())
+    assert merges(run)[0][2] == 2
+
+
+@pytest.mark.cell("When to merge", "a metric that is not logged: a clear error")
+def test_a_metric_that_nobody_logs_is_named(tmp_path):
+    with pytest.raises(le.InputError, match="'accuracy', which is not logged; logged are: .*loss_epoch"):
+        trainer(tmp_path, ours(when=OnPlateau("accuracy"))).fit(Net(), Batches())
+    with pytest.raises(le.InputError, match="Put an EmbeddingMonitor beside it"):
+        alone = [EmbeddingPruner(EXACT, when=NearCriticalPoint("loss_epoch"))]
+        trainer(tmp_path, alone).fit(Net(), Batches())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: After(1.5), "share"),
+        (lambda: After(0, every_n_epochs=0), "every_n_epochs"),
+        (lambda: NearEnd(0), "epochs"),
+        (lambda: OnPlateau("loss", patience=0), "patience"),
+        (lambda: OnPlateau("loss", mode="less"), "mode"),
+        (lambda: NearCriticalPoint("loss", decrease=-1.0), "decrease"),
+        (lambda: NearCriticalPoint("loss", start=0.5), "start"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, message):
+    with pytest.raises(le.InputError, match=message):
+        make()
+
+
+def test_an_end_that_does_not_come_is_refused(tmp_path):
+    for epochs, message in ((-1, "no planned end"), (2, "plans 2 epochs")):
+        with pytest.raises(le.InputError, match=message):
+            trainer(tmp_path, ours(when=NearEnd(3)), max_epochs=epochs).fit(Net(), Batches())
+
+
+def test_one_that_does_not_answer_is_told_so(tmp_path):
+    with pytest.raises(NotImplementedError, match="override __call__"):
+        trainer(tmp_path, ours(when=When())).fit(Net(), Batches())

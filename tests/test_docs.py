@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_embed"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_PYTHON = [page for page in PAGES[1:] if "```python\n" in page.read_text(encoding="utf-8")]
-ERRORS = {"InputError", "ReplayError", "CheckpointError", "EmbeddingError", "misconfiguration", "ImportError"}
 
 
 def name_of(page):
@@ -141,8 +140,10 @@ def nodes(*names):
 
 def errors():
     """The messages of all errors that the package raises itself."""
+    ours = {node.name for node in nodes() if isinstance(node, ast.ClassDef) and node.name.endswith("Error")}
     raised = [node.exc for node in nodes() if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
-    return [written(one.args[0]) for one in raised if called(one) in ERRORS]
+    kinds = {*ours, "misconfiguration", "ImportError"}
+    return [written(one.args[0]) for one in raised if called(one) in kinds]
 
 
 def refusals():

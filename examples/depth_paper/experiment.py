@@ -1,17 +1,12 @@
-"""What the depth paper's figures share: arguments, networks, data, training, measuring, the look of a figure.
-
-Every figure is one script: it computes plain data, writes them as JSON, and draws the PNG from those data alone.
-"""
+"""What the depth paper's figures share: networks, data, training, measuring, the look of a figure."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import time
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,62 +19,15 @@ from torch import Tensor, nn
 import lightning_embed as le
 from lightning_embed.statistics import amplitudes, augmented_weights
 
+sys.path.append(str(Path(__file__).parents[1]))  # a figure is run as a script, which sees its own folder only
+from papers import figure  # not found before
+
+Classes, Options, images = figure.Classes, figure.Options, figure.images  # the figures take them from here
+run = partial(figure.run, output=Path("runs/depth_paper"), digits=7)
+
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # told apart without colours
 SHADE = {"color": "0.85", "zorder": 0}
 LINEAR = 0.99  # the MPC from which the paper calls a layer effectively linear (Fig. 8)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    full: bool
-    seed: int
-    data: Path | None
-
-
-def run(
-    name: str,
-    doc: str,
-    compute: Callable[[Options], dict[str, Any]],
-    draw: Callable[[dict[str, Any]], Figure],
-    *,
-    of_images: bool = False,
-) -> None:
-    """Compute a figure's data, write `name`.json, draw `name`.png from them, and say what was found."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's size instead of the quick one")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("runs/depth_paper"), metavar="DIR", help="%(default)s")
-    parser.set_defaults(data=None)
-    if of_images:
-        text = "folder of MNIST (downloaded there if absent); without it digits"
-        parser.add_argument("--data", type=Path, metavar="DIR", help=text)
-    given = parser.parse_args()
-    started = time.perf_counter()
-    results = compute(Options(given.full, given.seed, given.data))
-    seconds = round(time.perf_counter() - started, 1)
-    results = {"figure": name, "full": given.full, "seed": given.seed, "seconds": seconds, **results}
-    given.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(rounded(results), indent=1, allow_nan=False)
-    (given.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    draw(json.loads(text)).savefig(given.output / f"{name}.png", dpi=130)
-    for key, value in results["found"].items():
-        print(f"{key}: {rounded(value)}")
-    print(f"{seconds} s; written to {given.output}: {name}.json, {name}.png")
-
-
-def rounded(value: Any) -> Any:
-    """Plain data with numbers of seven significant digits; NaN becomes None."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(one) for one in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
 
 
 # Data
@@ -91,57 +39,13 @@ def steps_curve(count: int = 70, half_width: float = 2.0) -> tuple[Tensor, Tenso
     return x, torch.tanh(4 * (x - 1)) + torch.tanh(4 * (x + 1))
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Inputs in rows and labels, to train on and to test on."""
-
-    name: str
-    inputs: Tensor
-    labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
-
-    @property
-    def one_hot(self) -> Tensor:
-        """The labels as targets of the mean square error."""
-        return nn.functional.one_hot(self.labels).to(self.inputs.dtype)
-
-
 def iris(seed: int) -> Classes:
     """The Iris data, standardised; 120 flowers to train on and 30 to test on."""
     from sklearn.datasets import load_iris
 
     given = load_iris()
     inputs = torch.tensor(given.data, dtype=torch.float64)
-    return _split("Iris", (inputs - inputs.mean(0)) / inputs.std(0), torch.tensor(given.target), 120, seed)
-
-
-def images(options: Options, train: int) -> Classes:
-    """So many images of MNIST, or, without a folder for it, of scikit-learn's digits, which is said aloud."""
-    if options.data is None:
-        from sklearn.datasets import load_digits
-
-        print(
-            "No --data DIR for MNIST: scikit-learn's 8 x 8 digits stand in for it (at most 1200 of 1797 to train on)."
-        )
-        given = load_digits()
-        inputs = torch.tensor(given.data, dtype=torch.float32) / 16
-        return _split("digits", inputs, torch.tensor(given.target), min(train, 1200), options.seed)
-    from torchvision.datasets import MNIST
-
-    parts = [MNIST(str(options.data), train=part, download=True) for part in (True, False)]
-    inputs, labels = (
-        torch.cat([part.data.flatten(1).float() / 255 for part in parts]),
-        torch.cat([part.targets for part in parts]),
-    )
-    order = torch.randperm(60_000, generator=torch.Generator().manual_seed(options.seed))[:train]
-    return Classes("MNIST", inputs[order], labels[order], inputs[60_000:], labels[60_000:])
-
-
-def _split(name: str, inputs: Tensor, labels: Tensor, train: int, seed: int) -> Classes:
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-    first, rest = order[:train], order[train:]
-    return Classes(name, inputs[first], labels[first], inputs[rest], labels[rest])
+    return figure.split("Iris", (inputs - inputs.mean(0)) / inputs.std(0), torch.tensor(given.target), 120, seed)
 
 
 # Networks

@@ -1,70 +1,23 @@
-"""What the width paper's figures share: arguments, data, networks, training.
-
-Every figure is one script: it computes plain data, writes them as JSON, and draws the PNG from those data alone.
-"""
+"""What the width paper's figures share: data, networks, training."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lightning_embed.surgery import mlp
 
+sys.path.append(str(Path(__file__).parents[1]))  # a figure is run as a script, which sees its own folder only
+from papers import figure  # not found before
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line says."""
-
-    full: bool
-    seed: int
-    data: Path | None
-
-
-def run(
-    name: str, doc: str, compute: Callable[[Options], dict[str, Any]], draw: Callable[[dict[str, Any]], Figure]
-) -> None:
-    """Compute a figure's data, write `name`.json, draw `name`.png from them, and say what was found."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's size instead of the quick one")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("runs/width_paper"), metavar="DIR", help="%(default)s")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of MNIST (downloaded there if absent); without it digits"
-    )
-    given = parser.parse_args()
-    started = time.process_time()
-    results = compute(Options(given.full, given.seed, given.data))
-    seconds = round(time.process_time() - started, 1)
-    results = {"figure": name, "full": given.full, "seed": given.seed, "cpu_seconds": seconds, **results}
-    given.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(results), allow_nan=False)
-    (given.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    draw(json.loads(text)).savefig(given.output / f"{name}.png", dpi=130)
-    for key, value in results["found"].items():
-        print(f"{key}: {plain(value)}")
-    print(f"{seconds} s of CPU; written to {given.output}: {name}.json, {name}.png")
-
-
-def plain(value: Any) -> Any:
-    """Plain data; what is not finite becomes None."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+Classes, Options, images = figure.Classes, figure.Options, figure.images  # the figures take them from here
+run = partial(figure.run, output=Path("runs/width_paper"))
 
 
 def exact() -> nn.Sequential:
@@ -82,36 +35,6 @@ def curve() -> tuple[Tensor, Tensor]:
     """
     x = torch.linspace(-2, 2, 50, dtype=torch.float64)[:, None]
     return x, exact()(x).detach()
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images as rows of numbers in 0..1 and their classes, to train on and to test on."""
-
-    name: str
-    inputs: Tensor
-    labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
-
-
-def images(options: Options, count: int) -> Images:
-    """So many training images of MNIST, or, without a folder for it, of scikit-learn's digits, which is said aloud."""
-    order = torch.Generator().manual_seed(options.seed)
-    if options.data is None:
-        from sklearn.datasets import load_digits
-
-        print("No --data DIR for MNIST: scikit-learn's 1797 digits of 8 x 8 pixels stand in for it.")
-        digits = load_digits()
-        rows = torch.randperm(len(digits.target), generator=order)
-        inputs, labels = torch.tensor(digits.data, dtype=torch.float32)[rows] / 16, torch.tensor(digits.target)[rows]
-        return Images("digits", inputs[:count], labels[:count], inputs[count:], labels[count:])
-    from torchvision.datasets import MNIST
-
-    fit, test = (MNIST(str(options.data), train=part, download=True) for part in (True, False))
-    rows = torch.randperm(len(fit), generator=order)[:count]
-    inputs, test_inputs = (part.data.flatten(1).float() / 255 for part in (fit, test))
-    return Images("MNIST", inputs[rows], fit.targets[rows], test_inputs, test.targets)
 
 
 def gaussian(widths: tuple[int, ...], activation: nn.Module, std: float, seed: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ import copy
 from typing import Any
 
 import torch
-from experiment import Images, Options, gaussian, images, run, train
+from experiment import Classes, Options, gaussian, images, run, train
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -105,7 +105,7 @@ def reduced(
     return by_paper, by_refit
 
 
-def predictions(net: nn.Module, data: Images) -> Tensor:
+def predictions(net: nn.Module, data: Classes) -> Tensor:
     with torch.no_grad():
         return net(data.test_inputs).argmax(1)
 
@@ -144,4 +144,4 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    run("fig5", __doc__, compute, draw)
+    run("fig5", __doc__, compute, draw, of_images=True)

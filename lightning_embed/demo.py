@@ -97,7 +97,8 @@ class WatchedPruner(EmbeddingPruner):
 
     def look(self, model: nn.Module) -> tuple[Measurement, Size]:
         """Measurement and size of a model on the training images."""
-        return look(model, record(model, self.train_images.split(64)), self.criteria)
+        measured, shot = look(model, record(model, self.train_images.split(64)), self.criteria)
+        return measured, shot.size
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Merge as the pruner does, between two looks."""

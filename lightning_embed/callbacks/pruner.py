@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_embed.callbacks import _trainer
+from lightning_embed.callbacks.dashboards import send_merges
+from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
@@ -25,7 +27,8 @@ class EmbeddingPruner(_trainer.Callback):
     the tolerance is undone bit for bit. The optimizer objects, their groups and their state are kept (see
     `lightning_embed.surgery.optimizer`), so schedulers go on as planned.
 
-    What happened is in `records`, in the run's log folder as `merges.jsonl`, and in every checkpoint. Checkpoints
+    What happened is in `records`, in the run's log folder as `merges.jsonl` and in its `history.jsonl`, and in every
+    checkpoint. Checkpoints
     describe their own architecture: they load into a model built at its original size.
 
     Args:
@@ -87,6 +90,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._recording = StepRecording()
         self._groups: _trainer.Groups | None = None
         self._due = False
+        self._history = RunHistory()
 
     # when
 
@@ -128,6 +132,9 @@ class EmbeddingPruner(_trainer.Callback):
                 f"of {planned:g} epochs; nothing would ever be merged."
             )
         self._groups = _trainer.group_names(trainer, pl_module)
+        self._history = RunHistory()
+        self._history.begin(trainer, pl_module, {"criteria": self.criteria, "tolerance": self.tolerance})
+        self._history.earlier(self.records)
 
     # record
 
@@ -187,10 +194,13 @@ class EmbeddingPruner(_trainer.Callback):
         """Let go of what was recorded."""
         del trainer, pl_module
         self._tapes, self._recording = [], StepRecording()
+        self._history.end("finished")
+        self._history = RunHistory()
 
     def _merge(self, trainer: Any, pl_module: Any, fit: Sequence[Tape], decide: Sequence[Tape]) -> None:
         history = attach(pl_module).history
         known = len(history)
+        event = self._history.event(pl_module, fit, decide, self.criteria.condensation)
         try:
             with _trainer.unlogged(pl_module):
                 _, records = merge(
@@ -210,6 +220,9 @@ class EmbeddingPruner(_trainer.Callback):
         self.records.extend(records)
         self._groups = _trainer.group_names(trainer, pl_module)
         self._write(trainer, records)
+        event.end(records)
+        if trainer.is_global_zero:
+            send_merges(trainer.loggers, records, self.records, _trainer.step_axis(trainer))
         for record in records:
             if record.done:
                 _trainer.tell(
@@ -239,5 +252,6 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
-        del trainer, pl_module, exception
+        del trainer, pl_module
         self._recording.stop()
+        self._history.end(f"stopped by {type(exception).__name__}")

@@ -210,16 +210,20 @@ class History:
 
     def similarities(self) -> list[list[tuple[str, Similarity]]]:
         """Of every layer whose neurons were merged the similarities before and after; if there is none, the latest."""
-        first: dict[str, Similarity] = {}
-        last: dict[str, tuple[str, Similarity]] = {}
+        before: dict[str, tuple[str, Similarity]] = {}
+        after: dict[str, tuple[str, Similarity]] = {}
+        latest: dict[str, tuple[str, Similarity]] = {}
         for moment in self.moments:
+            when = moment.when if moment.epoch is None else f"{moment.when} (epoch {moment.epoch})"
             for one in moment.snapshot.similarity:
+                latest[one.layer] = (when, one)
                 if moment.when == "before":
-                    first.setdefault(one.layer, one)
-                last[one.layer] = ("now" if moment.step is None else f"at step {moment.step}", one)
-        merged = {record.layer for record in self.merges if record.kind == "neurons"} & first.keys()
-        pairs = [[("before", first[name]), ("after", last[name][1])] for name in last if name in merged]
-        return pairs or [[one] for one in last.values()]
+                    before.setdefault(one.layer, (when, one))
+                elif moment.when == "after":
+                    after[one.layer] = (when, one)
+        merged = {record.layer for record in self.merges if record.kind == "neurons"}
+        pairs = [[before[name], after[name]] for name in after if name in merged and name in before]
+        return pairs or [[one] for one in latest.values()]
 
     def threshold(self, criterion: str) -> float | None:
         """A threshold of the criteria, if it is known."""

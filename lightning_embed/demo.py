@@ -206,17 +206,9 @@ def run(output: Path, *, seed: int = 0, epochs: int = EPOCHS, quiet: bool = Fals
     print(
         f"\nWritten to {output}: summary.json, model.ckpt, {{merges,history}}.jsonl, metrics.csv, TensorBoard events.\n"
         f"Look at the curves with: tensorboard --logdir {output}\n"
-        f"{_report(output)}"
+        f"The whole story on one page: {report(output)}"
     )
     return summary
-
-
-def _report(output: Path) -> str:
-    """Write the page about the run, and say where it is, or what it needs."""
-    try:
-        return f"The whole story on one page: {report(output)}"
-    except ImportError as error:
-        return f"No page was written: {error}"
 
 
 def _be_quiet(quiet: bool) -> None:

@@ -10,7 +10,7 @@ from lightning_embed.reporting.curves import Curve, plateaus, thin, total
 from lightning_embed.reporting.history import History
 from lightning_embed.surgery import Record
 
-POINTS = 60_000  # of all curves of a chart together
+POINTS = 30_000  # of all curves of a chart together
 BUCKETS = (150, 1500)  # of one curve, least and most
 NAMED = 12  # lines that a legend can name
 
@@ -30,8 +30,10 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 def charts(history: History) -> list[dict[str, Any]]:
     """Every chart for which there are data."""
     found = [_mpc(history), *_training(history), _widths(history), _kept(history), *_metrics(history)]
-    marks = _marks(history.merges)
-    return [{"id": f"chart-{at}", "marks": marks, **one} for at, one in enumerate(one for one in found if one)]
+    drawn = [one for one in found if one]
+    last = max((trace["x"][-1] for one in drawn for trace in one["traces"] if trace["x"]), default=1)
+    common = {"marks": _marks(history.merges), "last": last}  # one time axis for all
+    return [{"id": f"chart-{at}", **common, **one} for at, one in enumerate(drawn)]
 
 
 def _chart(title: str, unit: str, caption: str, curves: Mapping[str, Curve], **rest: Any) -> dict[str, Any]:
@@ -158,7 +160,9 @@ def _kept(history: History) -> dict[str, Any] | None:
 
 def _metrics(history: History) -> list[dict[str, Any]]:
     caption = "Logged by the training itself; its value at the end of every epoch."
-    return [_chart(name, name, caption, {name: curve}) for name, curve in history.metrics.items() if len(curve) > 1]
+    known = {"loss"} & history.curves.keys()  # the loss of the samples is shown already
+    metrics = {name: curve for name, curve in history.metrics.items() if len(curve) > 1 and name not in known}
+    return [_chart(name, name, caption, {name: curve}) for name, curve in metrics.items()]
 
 
 def _marks(merges: Sequence[Record]) -> list[dict[str, Any]]:

@@ -85,7 +85,8 @@ def plateaus(curve: Curve, *, windows: int = 60, length: int = 3, share: float =
     """Stretches in which a loss rests: the dynamics stay near a critical point (000, Fig. 4).
 
     The curve is cut into windows of equal numbers of points. In a plateau the median of no window differs from that
-    of the window before by more than a share of what the medians span altogether.
+    of the window before by more than a share of what the medians span altogether, on a logarithmic scale where all are
+    positive.
 
     Args:
         curve: a loss over time.
@@ -104,6 +105,8 @@ def plateaus(curve: Curve, *, windows: int = 60, length: int = 3, share: float =
     if len(parts) <= length:
         return []
     medians = [float(np.median([curve.values[at] for at in part])) for part in parts]
+    if min(medians) > 0.0:
+        medians = [math.log(median) for median in medians]
     span = max(medians) - min(medians)
     still = [abs(b - a) <= share * span for a, b in pairwise(medians)]
     return [

@@ -71,7 +71,7 @@ def network(history: History) -> list[Row]:
 def _fate(layer: LayerShape, now: int | None) -> str:
     if now is None:
         return f"merged into {', '.join(layer.consumers)}" if layer.consumers else "gone"
-    return f"{layer.width - now:,} neurons merged" if layer.name != "input" and now < layer.width else ""
+    return f"−{layer.width - now:,} neurons" if layer.name != "input" and now < layer.width else ""
 
 
 def _linked(names: Sequence[str], layers: Mapping[str, LayerShape]) -> list[bool]:

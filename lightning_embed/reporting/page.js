@@ -26,7 +26,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 12.5 },
       margin: { l: narrow ? 44 : 60, r: 12, t: 24, b: 44 },
-      xaxis: { ...axis, title: { text: "step", standoff: 6 }, rangemode: "tozero" },
+      xaxis: { ...axis, title: { text: "step", standoff: 6 }, range: [-0.01 * chart.last, 1.02 * chart.last] },
       yaxis: { ...axis, title: { text: chart.unit, standoff: 8 }, type: chart.log ? "log" : "linear", ...(chart.range ? { range: chart.range } : {}), ...(chart.log ? { dtick: 1, exponentformat: "power" } : {}) },
       legend: below ? { orientation: "h", x: 0, y: -0.22, yanchor: "top", font: { size: 11 } } : { x: 1.01, y: 1, font: { size: 12 } },
       showlegend: entries > 1, hovermode: "closest", shapes, annotations,
@@ -52,25 +52,31 @@
     return shown;
   }
 
-  const drawn = [];
   function draw(chart, element) {
+    element.dataset.drawn = "true";
     const plan = layout(chart, element.clientWidth);
     if (chart.marks.length) plan.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
     return Plotly.react(element, traces(chart), plan, { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   }
-  const all = () => drawn.forEach(([chart, element]) => draw(chart, element));
-  for (const chart of charts) {
-    const element = document.getElementById(chart.id);
-    drawn.push([chart, element]);
-    draw(chart, element);
-  }
-  dark.addEventListener("change", all);
+  // a chart is drawn when it comes near the window, so that a long page opens at once
+  const places = new Map(charts.map((chart) => [document.getElementById(chart.id), chart]));
+  const near = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) {
+        near.unobserve(entry.target);
+        draw(places.get(entry.target), entry.target);
+      }
+    }
+  }, { rootMargin: "400px" });
+  const again = () => places.forEach((chart, element) => element.dataset.drawn && draw(chart, element));
+  const all = () => places.forEach((chart, element) => draw(chart, element));
+  places.forEach((chart, element) => near.observe(element));
+  dark.addEventListener("change", again);
   addEventListener("beforeprint", all);
-  addEventListener("afterprint", all);
+  addEventListener("afterprint", again);
   let width = innerWidth;
   addEventListener("resize", () => {
-    if ((width < 560) !== (innerWidth < 560)) all();
+    if ((width < 560) !== (innerWidth < 560)) again();
     width = innerWidth;
   });
-  document.documentElement.dataset.ready = "true";
 })();

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from lightning_embed.errors import InputError
 from lightning_embed.reporting.charts import charts
 from lightning_embed.reporting.history import NAME, History, history_of, read_history
-from lightning_embed.reporting.story import sections, shade, story
+from lightning_embed.reporting.story import sections, story
 from lightning_embed.surgery import Result
 
 if TYPE_CHECKING:
     import jinja2
 
 HERE = Path(__file__).parent
-_MISSING = "a report needs {}, which is not installed: pip install 'lightning-embed[report]'"
 
 
 def report(source: Result | Path | str, file: Path | str | None = None) -> Path:
@@ -35,7 +34,6 @@ def report(source: Result | Path | str, file: Path | str | None = None) -> Path:
 
     Raises:
         InputError: the folder holds no history, or a result comes without a file name.
-        ImportError: the extra `report` is not installed.
     """
     if isinstance(source, Result):
         if file is None:
@@ -54,47 +52,28 @@ def report(source: Result | Path | str, file: Path | str | None = None) -> Path:
 
 
 def render(history: History) -> str:
-    """The page as text. Whatever comes from the run is escaped.
-
-    Raises:
-        ImportError: the extra `report` is not installed.
-    """
+    """The page as text. Whatever comes from the run is escaped."""
     context = {**story(history), "charts": charts(history)}
     return _template().render(
         **context,
         sections=sections(context),
         marked=bool(history.merge_steps),
-        shade=shade,
         css=_asset("page.css"),
         js=_asset("page.js"),
-        plotly=_plotly() if context["charts"] else "",
+        plotly=_asset("plotly-basic.min.js") if context["charts"] else "",
     )
 
 
 def _asset(name: str) -> str:
-    """A file of this package that stands in the page as it is."""
-    return _markup((HERE / name).read_text(encoding="utf-8"))
-
-
-def _markup(text: str) -> str:
+    """A file of this package, which stands in the page as it is."""
     from markupsafe import Markup
 
-    return Markup(text)  # noqa: S704  # our own files and plotly's, nothing from a run
+    return Markup((HERE / name).read_text(encoding="utf-8"))  # noqa: S704  # nothing from a run
 
 
 def _template() -> jinja2.Template:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError(_MISSING.format("jinja2")) from error
+    import jinja2
+
     loader = jinja2.FileSystemLoader(HERE)
     surroundings = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     return surroundings.get_template("page.html.jinja")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError(_MISSING.format("plotly")) from error
-    return _markup(str(get_plotlyjs()))

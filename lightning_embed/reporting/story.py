@@ -12,7 +12,7 @@ from lightning_embed.graph import REASONS
 from lightning_embed.reporting.drawing import network
 from lightning_embed.reporting.history import Agreement, History
 from lightning_embed.reporting.pixels import css_gradient, picture
-from lightning_embed.surgery import Record
+from lightning_embed.surgery import Record, Snapshot
 from lightning_embed.surgery.plan import describe_evidence
 from lightning_embed.surgery.snapshot import Similarity
 
@@ -61,10 +61,15 @@ def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 
+def _when(iso: str) -> str:
+    """A time of the form 2026-01-31T12:00:00+00:00 as one that is not broken over lines."""
+    return f"{iso[:16].replace('T', ' ')} UTC".replace("-", "\u2011").replace(" ", "\u00a0")
+
+
 def _summary(history: History) -> list[str]:
     layers = sum(one.kind == "layer" for one in history.merges)
     neurons = sum(one.width[0] - one.width[1] for one in history.merges if one.kind == "neurons")
-    ran = f" Begun {history.began[:16].replace('T', ' ')} UTC." if history.began else ""
+    ran = f" Begun on {_when(history.began)}." if history.began else ""
     if not layers and not neurons:
         return [f"Nothing was merged: the network is as large as it was.{ran} Status: {history.status}."]
     what = [_plural(layers, "hidden layer")] * bool(layers) + [_plural(neurons, "neuron")] * bool(neurons)
@@ -72,9 +77,7 @@ def _summary(history: History) -> list[str]:
     was, became = history.was, history.became
     if was is not None and became is not None and was.size.parameters:
         share = 1.0 - became.size.parameters / was.size.parameters
-        lead += (
-            f": {became.size.parameters:,} of {was.size.parameters:,} parameters are left, {100 * share:.1f} % fewer"
-        )
+        lead += f": {became.size.parameters:,} of {was.size.parameters:,} parameters are left, {100 * share:.1f}\u00a0% fewer"
     events = {record.epoch for record in history.merges if record.epoch is not None}
     changes = [one.change for one in history.merges if math.isfinite(one.change)]
     effect = f"The outputs changed by at most {max(changes):.4f} (relative)" if changes else "Merged"
@@ -89,7 +92,7 @@ def _cards(history: History) -> list[dict[str, Any]]:
     pairs: list[tuple[str, float, float, str]] = [
         ("parameters", was.size.parameters, became.size.parameters, "{:,.0f}"),
         ("FLOPs per sample", was.size.flops, became.size.flops, "{:,.0f}"),
-        (f"time of {_plural(was.samples, 'sample')}", was.latency, became.latency, "{:.3g} ms"),
+        (f"time of {_plural(was.samples, 'sample')}", was.latency, _timed(history, was), "{:.3g} ms"),
         ("hidden layers", was.size.hidden_layers, became.size.hidden_layers, "{:,.0f}"),
         ("neurons in them", was.size.neurons, became.size.neurons, "{:,.0f}"),
     ]
@@ -107,14 +110,19 @@ def _card(label: str, was: float, became: float, form: str) -> dict[str, Any]:
     return {"label": label, "now": form.format(became), "was": f"was {form.format(was)}{change}", "share": bar}
 
 
+def _timed(history: History, was: Snapshot) -> float:
+    """The latest time of a call of as many samples as in the first snapshot; NaN if there is no other."""
+    alike = [one.snapshot for one in history.moments[1:] if one.snapshot.samples == was.samples]
+    return alike[-1].latency if alike else math.nan
+
+
 def _timing(history: History) -> str:
-    was, became = history.was, history.became
-    if was is None or became is None or not math.isfinite(became.latency):
+    was = history.was
+    if was is None or not math.isfinite(_timed(history, was)):
         return ""
-    same = "" if was.samples == became.samples else f", then {_plural(became.samples, 'sample')}"
     return (
-        f"Time: median of a recorded call of {_plural(was.samples, 'sample')}{same} in eval mode, measured on "
-        f"{became.device}. Small networks are bound by overhead: fewer operations need not be faster."
+        f"Time: median of a recorded call of {_plural(was.samples, 'sample')} in eval mode, measured on {was.device}. "
+        "Small networks are bound by overhead: fewer operations need not be faster."
     )
 
 
@@ -195,7 +203,7 @@ def _pair(pair: Sequence[tuple[str, Similarity]]) -> dict[str, Any]:
     pictures = []
     for when, one in pair:
         shown = sum(one.groups)
-        groups = f"{_plural(len(one.groups), 'group')} among {'them' if shown == one.neurons else f'{shown} shown'}"
+        groups = _plural(len(one.groups), "group") + ("" if shown == one.neurons else f" among {shown} shown")
         pictures.append(
             {
                 "src": picture(one.cosine),
@@ -227,16 +235,6 @@ def _percent(share: float) -> str:
     if share == 0.0:
         return "·"
     return "<1" if share < 0.005 else f"{100 * share:.0f}" if share >= 0.9995 or share < 0.99 else f"{100 * share:.1f}"
-
-
-def shade(share: float) -> str:
-    """The ground of a cell: the darker the larger its share, from white to a dark teal.
-
-    >>> shade(0.0), shade(1.0)
-    ('rgb(255, 255, 255)', 'rgb(8, 76, 78)')
-    """
-    parts = ", ".join(str(round(255 + share**0.6 * (end - 255))) for end in (8, 76, 78))
-    return f"rgb({parts})"
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

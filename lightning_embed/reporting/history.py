@@ -345,6 +345,8 @@ class _Reading:
         self.records.append(Record.from_dict(entry["record"]))
 
     def _moment(self, step: int, entry: dict[str, Any]) -> None:
+        if entry["when"] == "start" and self.moments:
+            return  # of a process that went on from a checkpoint
         self.moments.append(Moment(str(entry["when"]), step, int(entry["epoch"]), _snapshot(entry["snapshot"])))
 
     def _agreement(self, step: int, entry: dict[str, Any]) -> None:

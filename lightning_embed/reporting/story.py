@@ -77,7 +77,8 @@ def _summary(history: History) -> list[str]:
     was, became = history.was, history.became
     if was is not None and became is not None and was.size.parameters:
         share = 1.0 - became.size.parameters / was.size.parameters
-        lead += f": {became.size.parameters:,} of {was.size.parameters:,} parameters are left, {100 * share:.1f}\u00a0% fewer"
+        left = f"{became.size.parameters:,} of {was.size.parameters:,} parameters are left"
+        lead += f": {left}, {100 * share:.1f}\u00a0% fewer"
     events = {record.epoch for record in history.merges if record.epoch is not None}
     changes = [one.change for one in history.merges if math.isfinite(one.change)]
     effect = f"The outputs changed by at most {max(changes):.4f} (relative)" if changes else "Merged"
@@ -105,7 +106,7 @@ def _card(label: str, was: float, became: float, form: str) -> dict[str, Any]:
     if form.format(was) == form.format(became):
         return {"label": label, "now": form.format(became), "was": "as before", "share": None}
     share = 100.0 * became / was if was else None
-    change = "" if share is None else f" ({share - 100:+.0f} %)".replace("-", "−")
+    change = "" if share is None else f" ({share - 100:+.0f}\u00a0%)".replace("-", "−")
     bar = None if share is None else round(min(100.0, share), 1)
     return {"label": label, "now": form.format(became), "was": f"was {form.format(was)}{change}", "share": bar}
 

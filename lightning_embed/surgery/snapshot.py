@@ -23,7 +23,7 @@ from lightning_embed.tape.tape import bind, eager, execute, model_device, module
 
 SHOWN = 128  # neurons of a similarity matrix, at most: more are no more than texture
 CLASSES = 100  # more outputs are hardly scores of classes that a reader could tell apart
-RUNS, SECONDS = 25, 0.2  # of a latency, whichever comes first
+RUNS, SECONDS = 20, 0.1  # of a latency, whichever comes first, but three runs at least
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def latency(model: nn.Module, tape: Tape) -> float:
         warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
         set_modes(model, training=False)
         begin = time.perf_counter()
-        while len(times) < 2 or (len(times) <= RUNS and time.perf_counter() - begin < SECONDS):
+        while len(times) < 4 or (len(times) <= RUNS and time.perf_counter() - begin < SECONDS):
             arguments = bind(model, tape)
             _wait(device)
             start = time.perf_counter()

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_embed.reporting.curves import Curve, plateaus, thin, total
+from lightning_embed.reporting.figures import WIDTHS
 from lightning_embed.reporting.history import History
 from lightning_embed.surgery import Record
 
-POINTS = 30_000  # of all curves of a chart together
+POINTS = 20_000  # of all curves of a chart together
 BUCKETS = (150, 1500)  # of one curve, least and most
 NAMED = 12  # lines that a legend can name
 
@@ -127,11 +128,7 @@ def _positive(curve: Curve) -> bool:
 
 
 def _widths(history: History) -> dict[str, Any] | None:
-    named = {
-        "neurons": total(history.series("neurons/").values()),
-        "kept by cosine": total(history.series("width/cosine/").values()),
-        "kept by span": total(history.series("width/span/").values()),
-    }
+    named = {name: total(history.series(prefix).values()) for name, prefix in WIDTHS.items()}
     curves = {name: curve for name, curve in named.items() if len(curve)}
     if not curves:
         return None

@@ -20,6 +20,7 @@ LABELLED = 12  # layers that a legend can name
 PAIRS = 4  # layers whose similarities are shown beside each other
 STYLES = ("-", "--", "-.", ":")
 MARKERS = "osD^v<>Pp*hX"
+WIDTHS = {"neurons": "neurons/", "kept by cosine": "width/cosine/", "kept by span": "width/span/"}
 
 
 def figures(history: History) -> dict[str, Figure]:
@@ -59,14 +60,20 @@ def _figure(width: float = 7.0, height: float = 4.2) -> Figure:
 
 def mpc_figure(history: History) -> Figure | None:
     """MPC of every layer over time, with the threshold of linearization; None where none was measured."""
-    curves = history.series("mpc/")
-    if not curves:
+    if not history.series("mpc/"):
         return None
     figure = _figure()
-    axes = figure.add_subplot()
+    draw_mpc(figure.add_subplot(), history)
+    return figure
+
+
+def draw_mpc(axes: Axes, history: History) -> None:
+    """Draw MPC of every layer over time, with the threshold of linearization."""
+    curves = history.series("mpc/")
     _lines(axes, curves)
     lowest = min((value for one in curves.values() for value in one.values if math.isfinite(value)), default=0.0)
-    axes.set(title="How linearly each hidden layer acts", ylabel="minimal Pearson correlation (MPC)")
+    _title(axes, "How linearly each hidden layer acts")
+    axes.set_ylabel("minimal Pearson correlation (MPC)")
     axes.set_ylim(max(0.0, lowest - 0.05 * (1.0 - lowest) - 1e-3), 1.0 + 0.05 * (1.0 - lowest) + 1e-3)
     threshold = history.threshold("linearization")
     if threshold is not None:
@@ -74,32 +81,34 @@ def mpc_figure(history: History) -> Figure | None:
         _note(axes, f"threshold {threshold:g}", threshold)
     _time(axes, history)
     _legend(axes, len(curves))
-    return figure
 
 
 def widths_figure(history: History) -> Figure | None:
     """Neurons of all hidden layers over time, and those that the two criteria would keep; None without any."""
-    named = {
-        "neurons": total(history.series("neurons/").values()),
-        "kept by cosine": total(history.series("width/cosine/").values()),
-        "kept by span": total(history.series("width/span/").values()),
-    }
-    curves = {name: curve for name, curve in named.items() if len(curve)}
-    if not curves:
+    if not any(history.series(prefix) for prefix in WIDTHS.values()):
         return None
     figure = _figure()
-    axes = figure.add_subplot()
-    for (name, curve), style, marker in zip(curves.items(), STYLES, "osD", strict=False):
-        step = "steps-post" if name == "neurons" else "default"
-        every = max(1, len(curve) // 12)
-        axes.plot(
-            curve.steps, curve.values, linestyle=style, marker=marker, markevery=every, ms=4, drawstyle=step, label=name
-        )
-    axes.set(title="Neurons in all hidden layers, and those that are needed", ylabel="neurons")
+    draw_widths(figure.add_subplot(), history)
+    return figure
+
+
+def draw_widths(axes: Axes, history: History) -> None:
+    """Draw the neurons of all hidden layers over time, and those that the two criteria would keep."""
+    named = {name: total(history.series(prefix).values()) for name, prefix in WIDTHS.items()}
+    curves = {name: curve for name, curve in named.items() if len(curve)}
+    for number, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {
+            "linestyle": STYLES[number],
+            "marker": MARKERS[number],
+            "ms": 4,
+            "markevery": max(1, len(curve) // 12),
+        }
+        axes.plot(curve.steps, curve.values, drawstyle="steps-post", label=name, **style)
+    _title(axes, "Neurons in all hidden layers, and how many are needed")
+    axes.set_ylabel("neurons")
     axes.set_ylim(bottom=0)
     _time(axes, history)
     _legend(axes, len(curves))
-    return figure
 
 
 def training_figure(history: History) -> Figure | None:
@@ -122,7 +131,7 @@ def training_figure(history: History) -> Figure | None:
         for first, last in [] if loss is None else plateaus(loss):
             axes.axvspan(first, last, facecolor="0.85", edgecolor="none", zorder=0)
         _merges(axes, history)
-    drawn[0].set_title("Loss and gradient (plateaus shaded, merges ▼)")
+    _title(drawn[0], "Loss and gradient (plateaus shaded, merges ▼)")
     drawn[-1].set_xlabel("step")
     return figure
 
@@ -194,6 +203,11 @@ def _lines(axes: Axes, curves: Mapping[str, Curve]) -> None:
     if len(curves) > LABELLED:
         axes.plot([], [], color=shades[0], label=f"first: {next(iter(curves))}")
         axes.plot([], [], color=shades[-1], label=f"last: {list(curves)[-1]}")
+
+
+def _title(axes: Axes, text: str) -> None:
+    """Above the triangles that mark merges."""
+    axes.set_title(text, pad=12)
 
 
 def _time(axes: Axes, history: History) -> None:

@@ -81,7 +81,7 @@ def test_the_page_of_a_result_tells_everything(result, tmp_path):
     assert "merged into 4" in page.text
     assert "−10 neurons" in page.text
     assert "is the model's output" in page.text
-    assert f"{100 * result.records[-1].agreement:.2f} % of 300 predictions are the same" in page.text
+    assert f"{100 * result.records[-1].agreement:.2f} % of " in page.text
     assert torch.__version__.split("+")[0] in page.text
     assert len(page.all("img")) == 2
     assert len(page.all("svg")) == 2 * 4
@@ -183,7 +183,7 @@ def test_a_long_run_of_many_layers_is_thinned_and_keeps_its_dips(tmp_path):
     assert len(charts[0]["traces"]) == 50
     assert 0.123 in charts[0]["traces"][0]["y"]
     points = sum(len(trace["x"]) for trace in charts[0]["traces"])
-    assert points <= 32_000
+    assert points <= 21_000
     assert len(text) < 4e6
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,29 +107,30 @@ def test_a_failing_training_says_how_it_ended(tmp_path):
     assert read_history(tmp_path).status == "stopped by ZeroDivisionError"
 
 
-def test_after_a_resume_what_came_later_is_superseded(tmp_path):
-    def parts():
-        saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("epoch", [1, 3])  # before and after the merges
+def test_after_a_resume_what_came_later_is_superseded(tmp_path, epoch):
+    def parts(folder):
+        saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
         callbacks = [EmbeddingMonitor(every_n_steps=1), EmbeddingPruner(**EXACT, every_n_epochs=100), saver]
-        return trainer(tmp_path, callbacks, logger=CSVLogger(tmp_path, "", ""), enable_checkpointing=True)
+        return trainer(folder, callbacks, logger=CSVLogger(tmp_path, "", ""), enable_checkpointing=True)
 
-    parts().fit(Planted(), loader())
+    parts(tmp_path / "first").fit(Planted(), loader())
     whole = read_history(tmp_path)
-    for epoch in (1, 3):  # before and after the merges
-        parts().fit(Planted(seed=5), loader(), ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
-        resumed = read_history(tmp_path)
-        assert resumed.status == "finished"
-        assert resumed.began == whole.began
-        assert resumed.curves.keys() == whole.curves.keys()
-        for name, curve in whole.curves.items():
-            known = dict(zip(curve.steps, curve.values, strict=True))
-            found = dict(zip(*vars(resumed.curves[name]).values(), strict=True))
-            assert len(found) == len(resumed.curves[name])
-            kept = found if epoch == 3 else [step for step in found if step < 2 * len(loader())]
-            assert all(found[step] == known[step] for step in kept), name
-        assert [one.layer for one in resumed.merges] == ["net.2", "net.0"]
-        assert resumed.merge_steps[0] in (2 * len(loader()), 3 * len(loader()))  # once calibration data are there again
-        assert [one.when for one in resumed.moments if one.when != "end"] == ["start", "before", "after"]
+    parts(tmp_path / "second").fit(Planted(seed=5), loader(), ckpt_path=tmp_path / "first" / f"epoch={epoch}.ckpt")
+    resumed = read_history(tmp_path)
+    assert resumed.status == "finished"
+    assert resumed.began == whole.began
+    assert resumed.curves.keys() == whole.curves.keys()
+    for name, curve in whole.curves.items():
+        known = dict(zip(curve.steps, curve.values, strict=True))
+        found = dict(zip(*vars(resumed.curves[name]).values(), strict=True))
+        assert len(found) == len(resumed.curves[name])
+        kept = found if epoch == 3 else [step for step in found if step < 2 * len(loader())]
+        assert all(found[step] == known[step] for step in kept), name
+    assert [one.layer for one in resumed.merges] == ["net.2", "net.0"]
+    assert resumed.merge_steps[0] in (2 * len(loader()), 3 * len(loader()))  # once calibration data are there again
+    assert [one.when for one in resumed.moments if one.when != "end"] == ["start", "before", "after"]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -260,3 +263,18 @@ def test_the_history_leaves_training_as_it_is(tmp_path):
         trainer(tmp_path, callbacks, logger=logger).fit(model, loader())
         ends.append([one.detach().clone() for one in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_of_two_processes_one_writes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reporting.two_processes", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line)["event"] for line in (tmp_path / NAME).read_text().splitlines()]
+    assert events == ["start", "sample", "sample", "epoch", "snapshot", "snapshot", "snapshot", "end"]
+    assert read_history(tmp_path).status == "finished"
+    assert len({one.name for one in (tmp_path / "figures").iterdir()}) == 4

@@ -30,6 +30,7 @@
       yaxis: { ...axis, title: { text: chart.unit, standoff: 8 }, type: chart.log ? "log" : "linear", ...(chart.range ? { range: chart.range } : {}), ...(chart.log ? { dtick: 1, exponentformat: "power" } : {}) },
       legend: below ? { orientation: "h", x: 0, y: -0.22, yanchor: "top", font: { size: 11 } } : { x: 1.01, y: 1, font: { size: 12 } },
       showlegend: entries > 1, hovermode: "closest", shapes, annotations,
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: color("--soft"), activecolor: ink },
       hoverlabel: { bgcolor: color("--card"), bordercolor: line, font: { color: ink }, namelength: 40 },
       transition: { duration: still ? 0 : undefined },
     };
@@ -40,11 +41,11 @@
       type: "scatter", mode: one.marker ? "lines+markers" : "lines", name: safe(one.name), x: one.x, y: one.y, showlegend: one.legend,
       line: { color: dark.matches && !matchMedia("print").matches ? one.dark : one.light, width: one.width, dash: one.dash, shape: one.steps ? "hv" : "linear" },
       marker: { symbol: one.marker, size: 6, maxdisplayed: 14 }, connectgaps: false,
-      hovertemplate: "step %{x:,}<br>%{y:.5g}<extra>" + safe(one.name) + "</extra>",
+      hovertemplate: "<b>" + safe(one.name) + "</b><br>step %{x:,}: %{y:.5g}<extra></extra>",
     }));
     if (chart.marks.length) {
       shown.push({
-        type: "scatter", mode: "markers", name: "merges", x: chart.marks.map((mark) => mark.step), y: chart.marks.map(() => 1), yaxis: "y2", showlegend: chart.traces.filter((one) => one.legend).length > 1,
+        type: "scatter", mode: "markers", name: "merges", x: chart.marks.map((mark) => mark.step), y: chart.marks.map(() => 0.98), yaxis: "y2", showlegend: chart.traces.filter((one) => one.legend).length > 1,
         marker: { symbol: "triangle-down", size: 11, color: color("--gone") }, cliponaxis: false,
         text: chart.marks.map((mark) => safe(mark.text).replace(/\n/g, "<br>")), hovertemplate: "%{text}<extra></extra>",
       });
@@ -56,7 +57,10 @@
     element.dataset.drawn = "true";
     const plan = layout(chart, element.clientWidth);
     if (chart.marks.length) plan.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
-    return Plotly.react(element, traces(chart), plan, { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    return Plotly.react(element, traces(chart), plan, {
+      displaylogo: false, responsive: true, displayModeBar: "hover",
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    });
   }
   // a chart is drawn when it comes near the window, so that a long page opens at once
   const places = new Map(charts.map((chart) => [document.getElementById(chart.id), chart]));

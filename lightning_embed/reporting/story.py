@@ -42,11 +42,12 @@ def story(history: History) -> dict[str, Any]:
         "summary": _summary(history),
         "cards": _cards(history),
         "timing": _timing(history),
-        "network": network(history),
+        "network": (drawn := network(history)),
+        "gone": any(row.became is None for row in drawn),
         "measured": _measured(history),
         "events": _events(history.merges),
         "metric": any(record.metric is not None for record in history.merges),
-        "refused": _refused(refused),
+        "refused": _refused(history.records),
         "left_alone": left_alone,
         "reasons": [(key, REASONS[key]) for key in REASONS if any(reason.startswith(key) for reason in reasons)],
         "similarities": [_pair(pair) for pair in history.similarities()],
@@ -172,19 +173,25 @@ def _row(record: Record) -> dict[str, str]:
 
 
 def _refused(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Of every layer and criterion the latest refusal, and how many there were."""
+    """Of every layer and criterion the latest refusal, how many there were, and whether less was merged after it."""
     found: dict[tuple[str, str], list[Record]] = {}
+    after: set[tuple[str, str]] = set()
     for record in records:
-        found.setdefault((record.layer, record.criterion), []).append(record)
+        key = (record.layer, record.criterion)
+        if record.done:
+            after.add(key)
+        else:
+            after.discard(key)
+            found.setdefault(key, []).append(record)
     return [
         {
             **_row(all_of[-1]),
-            "criterion": "any" if criterion == "all" else criterion,
+            "criterion": "any" if key[1] == "all" else key[1],
             "epoch": "" if all_of[-1].epoch is None else all_of[-1].epoch,
             "times": len(all_of),
-            "reason": all_of[-1].reason,
+            "reason": all_of[-1].reason + "; a milder merge was allowed after it" * (key in after),
         }
-        for (_, criterion), all_of in found.items()
+        for key, all_of in found.items()
     ]
 
 

@@ -34,7 +34,6 @@ class RunHistory:
     def __init__(self) -> None:
         self.file: HistoryFile | None = None
         self._trainer: Any = None
-        self._fresh = False
         self._tape: Tape | None = None  # the same for all looks, so that their times can be compared
 
     def begin(self, trainer: Any, module: nn.Module, settings: Mapping[str, Any]) -> None:
@@ -50,7 +49,6 @@ class RunHistory:
         if directory is None or dry or not trainer.is_global_zero:
             return
         self.file, self._trainer = HistoryFile(directory / NAME), trainer
-        self._fresh = not self.file.path.exists()
         self.add(
             "start",
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,8 +102,8 @@ class RunHistory:
         return MergingEvent(self, module, fit, decide, threshold)
 
     def earlier(self, records: Sequence[Record]) -> None:
-        """What was merged before a resume that writes into a new folder."""
-        if self._fresh:
+        """What was merged before a resume, which may write into a new folder."""
+        if self.file is not None and self._trainer.global_step:
             for record in records:
                 self.add("merge", record=record.to_dict())
             self.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -15,6 +16,8 @@ from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.measure import measure_layers
 from lightning_embed.tape import Tape
 from lightning_embed.tape.tree import canonical_name
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddingMonitor(Callback):
@@ -74,6 +77,8 @@ class EmbeddingMonitor(Callback):
         self._history.begin(
             trainer, pl_module, {"criteria": self.criteria, "sampled every": f"{self.every_n_steps} steps"}
         )
+        if self.figures_every_n_epochs is not None and not trainer.loggers:
+            log.warning("EmbeddingMonitor draws no figures: the Trainer has no logger, so there is no log folder.")
         self.measurement, self._recording, self._observed = None, StepRecording(), Observed()
         self._sampled_step = trainer.global_step - 1
         self._stepped, self._gradients = None, {}

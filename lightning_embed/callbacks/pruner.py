@@ -27,8 +27,8 @@ class EmbeddingPruner(_trainer.Callback):
     the tolerance is undone bit for bit. The optimizer objects, their groups and their state are kept (see
     `lightning_embed.surgery.optimizer`), so schedulers go on as planned.
 
-    What happened is in `records`, in the run's log folder as `merges.jsonl` and in its `history.jsonl`, and in every
-    checkpoint. Checkpoints
+    What happened is in `records`, in the run's log folder as `merges.jsonl` and in its `history.jsonl`, in the
+    loggers that take text (TensorBoard, W&B, MLflow, Comet), and in every checkpoint. Checkpoints
     describe their own architecture: they load into a model built at its original size.
 
     Args:

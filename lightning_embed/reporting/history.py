@@ -289,7 +289,7 @@ class _Reading:
         self.samples: dict[str, Curve] = {}
         self.epochs: dict[str, Curve] = {}
         self.metrics: dict[str, Curve] = {}
-        self.records: list[Record] = []
+        self.records: dict[str, Record] = {}  # by their text: a resume tells again what came before it
         self.moments: list[Moment] = []
         self.agreements: list[Agreement] = []
 
@@ -319,7 +319,7 @@ class _Reading:
             curve.cut(step)
         for curve in (*self.epochs.values(), *self.metrics.values()):
             curve.cut(step + 1)  # an epoch that ends at this step is in the checkpoint, a step that begins here is not
-        self.records = [one for one in self.records if one.step is None or one.step < step]
+        self.records = {told: one for told, one in self.records.items() if one.step is None or one.step < step}
         self.agreements = [one for one in self.agreements if one.step is None or one.step < step]
         self.moments = [
             one for one in self.moments if one.step is None or one.step + (one.when in {"before", "after"}) <= step
@@ -342,7 +342,8 @@ class _Reading:
 
     def _merge(self, step: int, entry: dict[str, Any]) -> None:
         del step
-        self.records.append(Record.from_dict(entry["record"]))
+        told = json.dumps(entry["record"], sort_keys=True)
+        self.records.setdefault(told, Record.from_dict(entry["record"]))
 
     def _moment(self, step: int, entry: dict[str, Any]) -> None:
         if entry["when"] == "start" and self.moments:
@@ -367,7 +368,7 @@ class _Reading:
             environment={str(name): str(value) for name, value in self.start.get("environment", {}).items()},
             curves=curves,
             metrics={name: one for name, one in self.metrics.items() if len(one)},
-            records=tuple(self.records),
+            records=tuple(self.records.values()),
             moments=tuple(self.moments),
             agreements=tuple(self.agreements),
             damaged=self.damaged,

@@ -137,7 +137,7 @@ def test_after_a_resume_what_came_later_is_superseded(tmp_path, epoch):
 def test_a_resume_in_another_folder_knows_the_merges_before_it(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     trainer(tmp_path, [EmbeddingPruner(**EXACT), saver], enable_checkpointing=True).fit(Planted(), loader())
-    callbacks = [EmbeddingPruner(**EXACT), ModelCheckpoint(tmp_path / "second")]
+    callbacks = [EmbeddingMonitor(), EmbeddingPruner(**EXACT), ModelCheckpoint(tmp_path / "second")]
     run = trainer(tmp_path, callbacks, logger=CSVLogger(tmp_path / "second", "", ""), enable_checkpointing=True)
     run.fit(Planted(), loader(), ckpt_path=tmp_path / "epoch=3.ckpt")
     assert [(one.layer, one.epoch) for one in read_history(tmp_path / "second").merges] == [("net.2", 2), ("net.0", 2)]

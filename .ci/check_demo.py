@@ -17,6 +17,6 @@ assert reached["unpruned_run"] - reached["final"] <= 0.015, reached
 assert any(one["kind"] == "layer" and one["done"] for one in summary["merges"])
 lines = (folder / "merges.jsonl").read_text(encoding="utf-8").splitlines()
 assert [json.loads(line) for line in lines] == summary["merges"]
-for pattern in ("model.ckpt", "metrics.csv", "events.out.tfevents.*"):
+for pattern in ("model.ckpt", "metrics.csv", "events.out.tfevents.*", "history.jsonl", "report.html"):
     assert list(folder.glob(pattern)), pattern
 print("the demo kept its promises:", json.dumps(reached))

@@ -27,7 +27,7 @@ from lightning_embed.surgery import merge
 from lightning_embed.surgery.features import collect_features
 from lightning_embed.surgery.measure import measure_layers
 from lightning_embed.surgery.propose import nominate_neurons, nominate_width
-from lightning_embed.surgery.prune import size_of
+from lightning_embed.surgery.snapshot import size_of
 from lightning_embed.tape import Tape, deal, record
 
 WIDTHS = (256, 1024, 4096, 16384, 65536)
@@ -132,7 +132,7 @@ def cutting(width: int, criterion: str) -> dict[str, Any]:
 def gains(net: nn.Module, cut: nn.Module, samples: torch.Tensor, tape: Tape) -> dict[str, float]:
     """Operations, milliseconds at batch 1 and samples a second at batch 256, of the original and of the cut network."""
     cut = le.export(cut)
-    flops = [size_of(one, tape, le.Measurement((), ())).flops for one in (net, cut)]
+    flops = [size_of(one, tape, ()).flops for one in (net, cut)]
     found = {"flops": flops[1] / flops[0]}
     for batch in (1, 256):
         times = [one_call(model, samples[:batch]) for model in (net, cut)]

@@ -16,6 +16,7 @@ from lightning_embed.operators import (
     merge_neurons,
     split_neuron,
 )
+from lightning_embed.reporting import report
 from lightning_embed.statistics import minimal_pearson_correlation
 from lightning_embed.surgery import (
     Criteria,
@@ -72,6 +73,7 @@ __all__ = [
     "minimal_pearson_correlation",
     "propose",
     "prune",
+    "report",
     "split_neuron",
     "widen",
 ]

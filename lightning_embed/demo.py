@@ -23,13 +23,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.reporting import report
 from lightning_embed.surgery import Measurement, Record, Size, load_from_checkpoint, records_table
 from lightning_embed.surgery.prune import look
 from lightning_embed.tape import record
 
 EPOCHS = 60
 HIDDEN_LAYERS, WIDTH = 5, 128
-OUTPUT_FILES = ("summary.json", "model.ckpt", "merges.jsonl", "metrics.csv", "hparams.yaml")
+OUTPUT_FILES = (
+    "summary.json",
+    "model.ckpt",
+    "merges.jsonl",
+    "history.jsonl",
+    "report.html",
+    "metrics.csv",
+    "hparams.yaml",
+)
 
 
 class DigitsClassifier(L.LightningModule):
@@ -97,7 +106,8 @@ class WatchedPruner(EmbeddingPruner):
 
     def look(self, model: nn.Module) -> tuple[Measurement, Size]:
         """Measurement and size of a model on the training images."""
-        return look(model, record(model, self.train_images.split(64)), self.criteria)
+        measured, shot = look(model, record(model, self.train_images.split(64)), self.criteria)
+        return measured, shot.size
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Merge as the pruner does, between two looks."""
@@ -197,8 +207,9 @@ def run(output: Path, *, seed: int = 0, epochs: int = EPOCHS, quiet: bool = Fals
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _show(summary, before, after, pruner.records)
     print(
-        f"\nWritten to {output}: summary.json, model.ckpt, merges.jsonl, metrics.csv, TensorBoard events.\n"
-        f"Look at the curves with: tensorboard --logdir {output}"
+        f"\nWritten to {output}: summary.json, model.ckpt, {{merges,history}}.jsonl, metrics.csv, TensorBoard events.\n"
+        f"Look at the curves with: tensorboard --logdir {output}\n"
+        f"The whole story on one page: {report(output)}"
     )
     return summary
 

@@ -70,3 +70,72 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch, capsys):
     monkeypatch.delattr("lightning_embed.demo", raising=False)
     assert cli.main(["demo"]) == 2
     assert "pip install 'lightning-embed[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["demo", "report", "show"])
+def test_every_command_has_a_help_with_its_arguments(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: lightning-embed {name}" in said
+    assert {"demo": "--seed", "report": "RUN_DIR", "show": "CKPT"}[name] in said
+
+
+def test_the_demo_leaves_a_page_that_report_can_make_again(runs, tmp_path, capsys):
+    (folder, _), (done, _) = runs
+    assert str(folder / "report.html") in done.stdout
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "again.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_show_prints_the_architecture_and_the_merges_in_plain_text_when_piped(runs, capsys):
+    (folder, _), _ = runs
+    assert cli.main(["show", str(folder / "model.ckpt")]) == 0
+    said = capsys.readouterr().out
+    summary = json.loads((folder / "summary.json").read_text())
+    done = [one for one in summary["merges"] if one["done"]]
+    assert said.startswith(f"model.ckpt, epoch 12, step {12 * 15}: {summary['parameters']['after']:,} numbers")
+    rows = [line for line in said.splitlines() if any(one["criterion"] in line for one in done)]
+    assert len([line for line in rows if line.lstrip()[0].isdigit()]) == len(done)
+    assert "identity" in said
+    assert "\x1b" not in said
+
+
+def test_show_is_rich_on_a_terminal(runs):
+    pytest.importorskip("rich")
+    from io import StringIO
+
+    from lightning_embed.reporting.checkpoint import describe_checkpoint
+    from lightning_embed.reporting.terminal import show
+
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    (folder, _), _ = runs
+    terminal = Terminal()
+    show(describe_checkpoint(folder / "model.ckpt"), terminal)
+    assert "┃" in terminal.getvalue()
+    assert "net.10" in terminal.getvalue()
+
+
+def test_show_of_what_is_no_checkpoint_says_why(tmp_path, capsys):
+    import torch
+
+    import lightning_embed as le
+
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    torch.save([1, 2], tmp_path / "list.pt")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    for name, why in (("none.ckpt", "is no file"), ("text.ckpt", "cannot be read"), ("list.pt", "no state dict")):
+        assert cli.main(["show", str(tmp_path / name)]) == 2
+        assert why in capsys.readouterr().err
+    assert cli.main(["show", str(tmp_path / "bare.pt")]) == 0
+    assert "does not describe its architecture" in capsys.readouterr().out
+    le.attach(model)
+    torch.save(model.state_dict(), tmp_path / "attached.pt")
+    assert cli.main(["show", str(tmp_path / "attached.pt")]) == 0
+    assert "Nothing was merged" in capsys.readouterr().out

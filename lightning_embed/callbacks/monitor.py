@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from typing import Any
 
-from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, unlogged
+from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, step_axis, unlogged
+from lightning_embed.callbacks.dashboards import check_drawing, send_figures
+from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import Observed, StepRecording
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
@@ -14,6 +17,8 @@ from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.measure import measure_layers
 from lightning_embed.tape import Tape, from_plain, to_plain
 from lightning_embed.tape.tree import canonical_name
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddingMonitor(Callback):
@@ -29,6 +34,10 @@ class EmbeddingMonitor(Callback):
     At the end of every epoch, on its last sampled batch: `width/cosine/<layer>` and `width/span/<layer>`, the neurons
     that the two criteria would keep, and `width`, the number of neurons in all hidden layers.
 
+    All this is kept in the run's log folder too, as `history.jsonl`, from which `lightning-embed report` makes a page.
+    With `figures_every_n_epochs` the figures of `lightning_embed.reporting.figures` reach the loggers that take figures
+    (TensorBoard, W&B, MLflow, Comet), or the folder `figures` as PNG files.
+
     Every metric reaches the loggers and `trainer.callback_metrics`, so that EarlyStopping and ModelCheckpoint can
     monitor it. Training is not influenced: weights, buffers and random state stay as they would be without it.
 
@@ -37,21 +46,31 @@ class EmbeddingMonitor(Callback):
         criteria: the thresholds at which layers and kept neurons are counted.
         checkpoint_mib: how large the latest sampled batch may be, in MiB, to be kept in checkpoints; it is what the
             epoch's kept widths are measured on. With 0 none is kept.
+        figures_every_n_epochs: epochs between figures for the dashboards; None: no figures.
 
     Raises:
-        InputError: `every_n_steps` is no positive integer, or `checkpoint_mib` negative.
+        InputError: `every_n_steps` or `figures_every_n_epochs` is no positive integer, or `checkpoint_mib` negative.
+        ImportError: figures are asked for, and matplotlib is not installed.
 
     >>> EmbeddingMonitor(every_n_steps=10).every_n_steps
     10
     """
 
-    def __init__(self, every_n_steps: int = 50, criteria: Criteria | None = None, checkpoint_mib: float = 32.0) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        criteria: Criteria | None = None,
+        checkpoint_mib: float = 32.0,
+        figures_every_n_epochs: int | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise InputError(f"EmbeddingMonitor(every_n_steps=…) must be a positive integer, got {every_n_steps!r}.")
+        check_drawing("EmbeddingMonitor", figures_every_n_epochs)
         self.every_n_steps = every_n_steps
         if not checkpoint_mib >= 0:
             raise InputError(f"EmbeddingMonitor(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
+        self.figures_every_n_epochs = figures_every_n_epochs
         self.criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
         self._begin()
@@ -64,6 +83,7 @@ class EmbeddingMonitor(Callback):
         self._stepped: set[int] | None = None  # optimizers that stepped in the sampled step; None outside of it
         self._gradients: dict[str, float] = {}
         self._saved: dict[str, Any] | None = None
+        self._history = RunHistory()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew; a callback may serve several fits."""
@@ -72,8 +92,12 @@ class EmbeddingMonitor(Callback):
             self._begin()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """After a resume, take the latest sample from the checkpoint."""
-        del trainer
+        """Begin the history; after a resume, take the latest sample from the checkpoint."""
+        self._history.begin(
+            trainer, pl_module, {"criteria": self.criteria, "sampled every": f"{self.every_n_steps} steps"}
+        )
+        if self.figures_every_n_epochs is not None and not trainer.loggers:
+            log.warning("EmbeddingMonitor draws no figures: the Trainer has no logger, so there is no log folder.")
         if self._saved is not None:
             self._recording.last, self._saved = from_plain(self._saved, pl_module.device), None
 
@@ -110,7 +134,7 @@ class EmbeddingMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure what was recorded, and log."""
-        del outputs, batch, batch_idx
+        del batch, batch_idx
         self._recording.stop()
         tape = self._recording.take()
         if self._stepped is None:
@@ -123,15 +147,27 @@ class EmbeddingMonitor(Callback):
             self._stepped = None
         if metrics:
             log_step(trainer, pl_module, metrics)
+            self._history.sample(self._sampled_step, metrics, outputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count the neurons that the criteria would keep."""
         self._recording.stop()  # a step that was skipped has no end
         tape = self._recording.last
         metrics = agreed(trainer, {} if tape is None else self._measure(pl_module, tape, widths=True))
+        self._keep(trainer, pl_module, metrics, tape)
         shown: dict[str, float] = {name: metrics.pop(name) for name in ("depth", "width") if name in metrics}
         log_epoch(pl_module, metrics)
         log_epoch(pl_module, shown, prog_bar=True)
+
+    def _keep(self, trainer: Any, module: Any, metrics: dict[str, float], tape: Tape | None) -> None:
+        """Write the epoch into the history, and draw when it is time."""
+        layers = () if self.measurement is None or tape is None else self.measurement.layers
+        self._history.epoch(metrics, {one.layer: one.width for one in layers})
+        self._history.look("start", module, tape, self.criteria.condensation)
+        every = self.figures_every_n_epochs
+        if every is not None and (trainer.current_epoch + 1) % every == 0 and self._history.file is not None:
+            self._history.look("now", module, tape, self.criteria.condensation)
+            send_figures(trainer.loggers, self._history.file.path, step_axis(trainer))
 
     def _measure(self, module: Any, tape: Tape, *, widths: bool) -> dict[str, float]:
         """Measure a tape; what it shows as metrics, nothing (and a warning) where the model does not allow it."""
@@ -165,7 +201,15 @@ class EmbeddingMonitor(Callback):
         """Take over the latest sample."""
         self._sampled_step, self._saved = state_dict["sampled_step"], state_dict["tape"]
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the history."""
+        del trainer
+        self._history.look("end", pl_module, self._recording.last, self.criteria.condensation)
+        self._history.end("finished")
+        self._history = RunHistory()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
-        del trainer, pl_module, exception
+        del trainer, pl_module
         self._recording.stop()
+        self._history.end(f"stopped by {type(exception).__name__}")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lightning_embed.callbacks import _trainer
+from lightning_embed.callbacks.dashboards import send_merges
+from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording
 from lightning_embed.callbacks.together import Training, gather, merge_together
 from lightning_embed.callbacks.when import After, When
@@ -32,9 +34,10 @@ class EmbeddingPruner(_trainer.Callback):
     `lightning_embed.surgery.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow. Under
     DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
 
-    What happened is in `records`, in the run's log folder as `merges.jsonl`, and in every checkpoint. Checkpoints
-    describe their own architecture: they load into a model built at its original size. They also hold the calibration
-    data recorded so far, so that a resumed run merges as an uninterrupted one would.
+    What happened is in `records`, in the run's log folder as `merges.jsonl` and in its `history.jsonl`, in the
+    loggers that take text (TensorBoard, W&B, MLflow, Comet), and in every checkpoint. Checkpoints describe their own
+    architecture: they load into a model built at its original size. They also hold the calibration data recorded so
+    far, so that a resumed run merges as an uninterrupted one would.
 
     Args:
         criteria: thresholds that nominate.
@@ -100,6 +103,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._due = False
         self._epoch = -1  # the last one whose start was seen
         self._share = self.calibration_samples
+        self._history = RunHistory()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
@@ -127,6 +131,8 @@ class EmbeddingPruner(_trainer.Callback):
             if rank % trainer.world_size == trainer.global_rank:
                 self._tapes.extend(from_plain(one, pl_module.device) for one in tapes)
         self._saved = []
+        self._history.begin(trainer, pl_module, {"criteria": self.criteria, "tolerance": self.tolerance})
+        self._history.earlier(self.records)
 
     # record
 
@@ -189,6 +195,13 @@ class EmbeddingPruner(_trainer.Callback):
         del trainer, pl_module
         self._recording.stop()
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the history."""
+        del trainer, pl_module
+        self._recording.stop()
+        self._history.end("finished")
+        self._history = RunHistory()
+
     def _merge_everywhere(self, trainer: Any, pl_module: Any, tapes: Sequence[Tape]) -> list[Record] | None:
         copies = _trainer.averaged_copies(trainer)
 
@@ -220,6 +233,7 @@ class EmbeddingPruner(_trainer.Callback):
             return None
         history = attach(pl_module).history
         known = len(history)
+        event = self._history.event(pl_module, fit, decide, self.criteria.condensation)
         try:
             with _trainer.unlogged(pl_module):
                 _, records = merge(
@@ -237,6 +251,7 @@ class EmbeddingPruner(_trainer.Callback):
         except EmbeddingError as error:
             self._recording.warn(f"Epoch {trainer.current_epoch}: nothing more can be merged", error)
             records = [Record.from_dict(one) for one in history[known:]]  # what was merged before it failed
+        event.end(records)
         return records
 
     def _note(self, trainer: Any, pl_module: Any, records: Sequence[Record]) -> None:
@@ -245,8 +260,9 @@ class EmbeddingPruner(_trainer.Callback):
         self._groups = _trainer.group_names(trainer, pl_module)
         if any(record.done for record in records) and self.rate_factor != 1.0:
             _trainer.scale_rates(trainer, self.rate_factor)
+        self._write(trainer, records)
         if trainer.is_global_zero:
-            self._write(trainer, records)
+            send_merges(trainer.loggers, records, self.records, _trainer.step_axis(trainer))
         for record in records:
             if record.done:
                 _trainer.tell(
@@ -256,8 +272,8 @@ class EmbeddingPruner(_trainer.Callback):
                 )
 
     def _write(self, trainer: Any, records: Sequence[Record]) -> None:
-        directory = _trainer.log_directory(trainer)
-        if directory is None or not records:
+        directory = _trainer.log_directory(trainer)  # asks all processes
+        if directory is None or not records or not trainer.is_global_zero:
             return
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "merges.jsonl").open("a", encoding="utf-8") as file:
@@ -310,5 +326,6 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
-        del trainer, pl_module, exception
+        del trainer, pl_module
         self._recording.stop()
+        self._history.end(f"stopped by {type(exception).__name__}")

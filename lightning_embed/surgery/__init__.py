@@ -9,8 +9,9 @@ from lightning_embed.surgery.export import export
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
-from lightning_embed.surgery.prune import Result, Size, measure, propose, prune
+from lightning_embed.surgery.prune import Result, measure, propose, prune
 from lightning_embed.surgery.sequential import mlp, theta_of
+from lightning_embed.surgery.snapshot import Size, Snapshot, snapshot
 
 __all__ = [
     "KEY",
@@ -23,6 +24,7 @@ __all__ = [
     "Record",
     "Result",
     "Size",
+    "Snapshot",
     "Tolerance",
     "apply",
     "attach",
@@ -38,6 +40,7 @@ __all__ = [
     "prune",
     "read_architecture",
     "records_table",
+    "snapshot",
     "theta_of",
     "widen",
 ]

@@ -21,28 +21,12 @@ from lightning_embed.surgery.measure import Measurement, measure_layers
 from lightning_embed.surgery.merging import Sizes, merge
 from lightning_embed.surgery.plan import Plan, Record, plain, records_table
 from lightning_embed.surgery.sizes import check_sizes, fixed, shared
-from lightning_embed.tape import Tape, deal, record, replay
+from lightning_embed.surgery.snapshot import Size, Snapshot, snapshot
+from lightning_embed.tape import Tape, deal, record
 from lightning_embed.tape.tree import tensors_of
 
 MAX_SAMPLES = 4096
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a model is.
-
-    Attributes:
-        parameters: number of parameters.
-        hidden_layers: number of hidden layers that are observed.
-        neurons: number of neurons in them.
-        flops: floating-point operations of one forward pass for one sample, as torch's FlopCounterMode counts.
-    """
-
-    parameters: int
-    hidden_layers: int
-    neurons: int
-    flops: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +39,7 @@ class Result:
         plan: the merges that were done; `apply(another copy, plan)` repeats them.
         before: what the hidden layers measured before.
         after: and afterwards.
-        size: (before, after).
+        snapshots: (before, after): layers, latency, likeness of neurons and predictions, for `lightning_embed.report`.
     """
 
     model: nn.Module
@@ -63,7 +47,13 @@ class Result:
     plan: Plan
     before: Measurement
     after: Measurement
-    size: tuple[Size, Size]
+    snapshots: tuple[Snapshot, Snapshot]
+
+    @property
+    def size(self) -> tuple[Size, Size]:
+        """Sizes (before, after)."""
+        was, became = self.snapshots
+        return was.size, became.size
 
     def to_dict(self) -> dict[str, Any]:
         """What was found, done and refused, as lists, numbers, strings and None (for NaN): for a log or a JSON file.
@@ -150,17 +140,17 @@ def prune(
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = halves(model, data, call, output, seed)
-    before, size = look(copy_of(model), fit, criteria or Criteria())
+    before, was = look(copy_of(model), fit, criteria or Criteria(), decide)
     if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        wanted = math.floor(budget * size.parameters)
+        wanted = math.floor(budget * was.size.parameters)
         pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
     elif widths is not None:
         pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
     else:
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
-    after, smaller = look(pruned, fit, criteria or Criteria())
-    return Result(pruned, tuple(records), plan, before, after, (size, smaller))
+    after, became = look(pruned, fit, criteria or Criteria(), decide)
+    return Result(pruned, tuple(records), plan, before, after, (was, became))
 
 
 def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, output: Any = None) -> None:
@@ -290,29 +280,13 @@ def propose(
     return plan
 
 
-def size_of(model: nn.Module, tape: Tape, measurement: Measurement) -> Size:
-    """Parameters, hidden layers, neurons and FLOPs for one sample of a recorded call."""
-    from torch.utils.flop_counter import FlopCounterMode  # brings in the compiler's packages
-
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path of transformers counts as no operation at all
-    try:
-        with FlopCounterMode(display=False) as counter:
-            replay(model, tape)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return Size(
-        parameters=parameter_count(model),
-        hidden_layers=measurement.depth,
-        neurons=sum(one.width for one in measurement.layers),
-        flops=round(counter.get_total_flops() / max(1, tape.samples)),
-    )
-
-
-def look(model: nn.Module, tapes: Sequence[Tape], criteria: Criteria) -> tuple[Measurement, Size]:
-    """Measurement and size of a model as it is, on recorded tapes."""
-    measurement = measure_layers(model, observe(model, tapes), tapes, criteria)
-    return measurement, size_of(model, tapes[0], measurement)
+def look(
+    model: nn.Module, tapes: Sequence[Tape], criteria: Criteria, decide: Sequence[Tape] = ()
+) -> tuple[Measurement, Snapshot]:
+    """Measurement and snapshot of a model as it is, on recorded tapes."""
+    graph = observe(model, tapes)
+    measurement = measure_layers(model, graph, tapes, criteria)
+    return measurement, snapshot(model, graph, tapes, decide, threshold=criteria.condensation)
 
 
 def halves(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,7 +128,7 @@ def averaged_copies(trainer: Any) -> list[nn.Module]:
     found = []
     for callback in trainer.callbacks:
         if any(kind.__name__ in _AVERAGES for kind in type(callback).__mro__):
-            average = callback._average_model
+            average = getattr(callback, "_average_model", None)
             if average is not None:
                 found.append(average.module if isinstance(average, AveragedModel) else average)
     return found
@@ -147,12 +148,14 @@ def scale_rates(trainer: Any, factor: float) -> None:
     """Multiply every learning rate, also those that schedulers start from, so that their course goes on below."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+            for key in ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr"):
                 if key in group:
                     group[key] = group[key] * factor
-    for config in trainer.lr_scheduler_configs:
-        scheduler = config.scheduler
-        for key in ("base_lrs", "_last_lr"):
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    while schedulers:
+        scheduler = schedulers.pop()
+        schedulers.extend(getattr(scheduler, "_schedulers", ()))  # those that are strung together
+        for key in ("base_lrs", "max_lrs", "_last_lr"):
             if isinstance(getattr(scheduler, key, None), list):
                 setattr(scheduler, key, [rate * factor for rate in getattr(scheduler, key)])
 
@@ -231,7 +234,8 @@ def planned_epochs(trainer: Any, module: Any) -> float | None:
         # in manual optimization every optimizer's step counts; each is taken to step once a batch
         steps = 1 if module.automatic_optimization else max(1, len(trainer.optimizers))
         if batches not in (0.0, float("inf")):
-            plans.append(trainer.max_steps * trainer.accumulate_grad_batches / steps / batches)
+            an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)  # the last batch steps too
+            plans.append(trainer.max_steps / steps / an_epoch)
     return min(plans, default=None)
 
 

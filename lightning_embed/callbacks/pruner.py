@@ -14,7 +14,7 @@ from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording
-from lightning_embed.callbacks.together import Training, gather, merge_together
+from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
@@ -46,7 +46,8 @@ class EmbeddingPruner(_trainer.Callback):
             `NearCriticalPoint`, or one of your own (`When`). A share of the planned training (float in 0..1) or an
             epoch (int) stands for `After` that point, in every epoch.
         calibration_samples: samples recorded per epoch, at most, in all processes together; spread over the epoch.
-        calibration_mib: memory for them, in MiB, in each process.
+        calibration_mib: memory for them, in MiB, in each process; under DDP the first one holds all of them while it
+            merges, and the others wait: give the strategy a `timeout` that is longer than merging takes.
         checkpoint_mib: how much of them a checkpoint may hold, in MiB; with more, or with 0 where the data are private,
             it holds none, and a resumed run merges once it has recorded anew.
         rate_factor: multiplies all learning rates after an event that merged something (and where schedulers start
@@ -103,6 +104,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._due = False
         self._epoch = -1  # the last one whose start was seen
         self._share = self.calibration_samples
+        self._stopped = False
         self._history = RunHistory()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -114,6 +116,7 @@ class EmbeddingPruner(_trainer.Callback):
             for copy in _trainer.averaged_copies(trainer):
                 attach(copy)
             self.records = [Record.from_dict(record) for record in attachment.history]
+            self.when.reset()
             self._begin()
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -168,6 +171,7 @@ class EmbeddingPruner(_trainer.Callback):
         del trainer, pl_module, outputs, batch, batch_idx
         self._recording.stop()
         tape = self._recording.take()
+        self._recording.last = None  # the tapes are kept here
         if tape is not None:
             self._tapes.append(tape)
 
@@ -179,7 +183,7 @@ class EmbeddingPruner(_trainer.Callback):
             return
         self._epoch = trainer.current_epoch
         tapes, self._tapes = self._tapes, []
-        now = self.when(trainer, pl_module)
+        now = trainer.is_global_zero and self.when(trainer, pl_module)
         self._due = _trainer.agreed(trainer, bool(now or self._due))
         if not self._due:
             return
@@ -191,9 +195,11 @@ class EmbeddingPruner(_trainer.Callback):
         self._note(trainer, pl_module, records)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """A step that was skipped has no end of its own."""
-        del trainer, pl_module
+        """Let `when` look at the epoch's metrics; a step that was skipped has no end of its own."""
+        del pl_module
         self._recording.stop()
+        if trainer.is_global_zero:  # some metrics are logged there alone
+            self.when.observe(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the history."""
@@ -210,7 +216,10 @@ class EmbeddingPruner(_trainer.Callback):
             return None if records is None else [record.to_dict() for record in records]
 
         if trainer.world_size == 1:
-            return self._merge(trainer, pl_module, copies, tapes)
+            records = self._merge(trainer, pl_module, copies, tapes)
+            if any(record.done for record in records or ()):
+                _trainer.wrap_again(trainer)  # Lightning wraps a single process too, where DDP is asked for
+            return records
         training = Training(
             pl_module,
             copies,
@@ -292,27 +301,32 @@ class EmbeddingPruner(_trainer.Callback):
         }
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the calibration data of all processes, as far as `checkpoint_mib` allows."""
-        del pl_module
-        mine = self._plain_tapes()
-        everybody = [mine] if trainer.world_size == 1 else gather(mine)
-        size = sum(size for _, size in everybody)
-        if size > self.checkpoint_mib * 2**20:
-            if self.checkpoint_mib:
-                self._recording.warn(
-                    "A run resumed from this checkpoint records anew before it merges",
-                    f"{size / 2**20:.0f} MiB of calibration data are more than checkpoint_mib={self.checkpoint_mib:g}",
-                )
-            everybody = []
-        _trainer.save_for_callback(checkpoint, self, "tapes", [tapes for tapes, _ in everybody])
+        """Add the calibration data of all processes, as far as `checkpoint_mib` allows.
 
-    def _plain_tapes(self) -> tuple[list[Any], float]:
-        """Recorded steps as plain data, and their size in bytes; none, where they cannot be written so."""
+        A run that is being stopped saves in each process when its turn comes, so none waits for the others' data.
+        """
+        del pl_module
+        tapes: list[list[Any]] = self._saved  # a search for a learning rate saves before training has begun
+        if not tapes and self.checkpoint_mib and not self._stopped:
+            alone = trainer.world_size == 1
+            size = sum([self._size] if alone else everywhere(self._size))
+            if size <= self.checkpoint_mib * 2**20:
+                mine = self._plain_tapes()
+                tapes = [mine] if alone else gather(mine)
+            else:
+                self._later(f"{size / 2**20:.0f} MiB of calibration data, checkpoint_mib={self.checkpoint_mib:g}")
+        _trainer.save_for_callback(checkpoint, self, "tapes", tapes)
+
+    def _plain_tapes(self) -> list[Any]:
+        """Recorded steps as plain data; none, where they cannot be written so."""
         try:
-            return [to_plain(tape) for tape in self._tapes], self._size
+            return [to_plain(tape) for tape in self._tapes]
         except InputError as error:
-            self._recording.warn("A run resumed from this checkpoint records anew before it merges", error)
-            return [], 0
+            self._later(error)
+            return []
+
+    def _later(self, why: object) -> None:
+        self._recording.warn("A run resumed from this checkpoint records anew before it merges", why)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint recorded."""
@@ -327,5 +341,6 @@ class EmbeddingPruner(_trainer.Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave no hook behind."""
         del trainer, pl_module
+        self._stopped = True
         self._recording.stop()
         self._history.end(f"stopped by {type(exception).__name__}")

@@ -7,6 +7,8 @@ stop with its message.
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,8 @@ from lightning_embed.surgery.checkpoint import become, describe
 from lightning_embed.surgery.optimizer import clear_flat_state
 from lightning_embed.tape import Tape, decode, encode, from_plain, to_plain
 from lightning_embed.tape.tape import model_device, tensors_by_name
+
+log = logging.getLogger(__name__)
 
 
 class ProcessError(EmbeddingError, RuntimeError):
@@ -51,6 +55,13 @@ def gather(mine: Any) -> list[Any]:
     return found
 
 
+def everywhere(mine: Any) -> list[Any]:
+    """What every process has, on all of them."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
 def merge_together(
     training: Training, tapes: Sequence[Tape], merge: Callable[[Sequence[Tape]], list[dict[str, Any]] | None]
 ) -> list[dict[str, Any]] | None:
@@ -70,16 +81,14 @@ def merge_together(
     """
     for one in training.models:
         attach(one)
-    given = gather(_attempt(lambda: [to_plain(tape, strict=False) for tape in tapes]))
+    given = gather(_attempt(lambda: _sendable(tapes)))
     news = [_attempt(lambda: _lead(training, given, merge)) if given else None]
     dist.broadcast_object_list(news, src=0)
     assert news[0] is not None
     told, error = news[0]
     if dist.get_rank() and not error and told["records"] is not None:
         _, error = _attempt(lambda: _follow(training, told))
-    errors: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    failed = [f"process {rank}: {one}" for rank, one in enumerate(errors) if one]
+    failed = [f"process {rank}: {one}" for rank, one in enumerate(everywhere(error)) if one]
     if failed:
         raise ProcessError(
             f"A merge failed in {'; '.join(failed[:1] if news[0][1] else failed)}. All processes stop here, because "
@@ -87,6 +96,17 @@ def merge_together(
         )
     records: list[dict[str, Any]] | None = told["records"]
     return records
+
+
+def _sendable(tapes: Sequence[Tape]) -> list[bytes]:
+    """Tapes as bytes; what cannot be pickled is left out, as if it had not been recorded."""
+    found = []
+    for tape in tapes:
+        try:
+            found.append(pickle.dumps(to_plain(tape, strict=False)))
+        except Exception as error:  # noqa: BLE001  # whatever an object's own pickling raises
+            log.warning("A recorded step cannot be sent to the first process, and is left out: %s", error)
+    return found
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, str]:
@@ -106,7 +126,7 @@ def _lead(
         if error:
             raise ProcessError(f"process {rank} could not send what it recorded: {error}")
     device = model_device(training.model)
-    tapes = [from_plain(tape, device) for plain, _ in given for tape in plain]
+    tapes = [from_plain(pickle.loads(one), device, strict=False) for sent, _ in given for one in sent]  # noqa: S301  # by a process of this run
     before = [tensors_by_name(one) for one in training.models]
     records = merge(tapes)
     changed = [_changed(one, old) for one, old in zip(training.models, before, strict=True)]
@@ -134,6 +154,8 @@ def _changed(model: nn.Module, before: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _follow(training: Training, told: dict[str, Any]) -> None:
+    if not any(told["tensors"]):
+        return
     before = list(training.model.parameters())
     for model, architecture, tensors in zip(training.models, told["architectures"], told["tensors"], strict=True):
         become(model, architecture)
@@ -146,8 +168,8 @@ def _follow(training: Training, told: dict[str, Any]) -> None:
     for optimizer, states in zip(training.optimizers, told["states"], strict=True):
         clear_flat_state(optimizer)
         held = {id(one) for group in optimizer.param_groups for one in group["params"]}
-        for parameter in [one for one in optimizer.state if id(one) not in held]:
-            del optimizer.state[parameter]
+        for gone in [one for one in before if id(one) not in held]:
+            optimizer.state.pop(gone, None)
         for name in told["tensors"][0]:
             parameter = named[name]
             if name in states:

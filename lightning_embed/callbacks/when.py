@@ -23,6 +23,12 @@ class When:
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Training begins, or goes on after a resume: look at the Trainer's plans, refuse what cannot be."""
 
+    def reset(self) -> None:
+        """Forget what an earlier fit has taught; called before a fit, and before a checkpoint is loaded."""
+
+    def observe(self, trainer: Any) -> None:
+        """Look at the metrics of an epoch that ends; called before checkpoints of that epoch are written."""
+
     def soon(self, trainer: Any) -> bool:
         """Whether this epoch's steps may be needed as calibration data, for a merge at the start of the next one."""
         del trainer
@@ -80,10 +86,10 @@ class After(When):
                     f"{name}(start={self.first}) is a share of the planned training, but this Trainer has no "
                     "planned end; give an int, the epoch from which on to merge."
                 )
-            self._epoch = round(self.first * planned)
+            self._epoch = min(round(self.first * planned), math.ceil(planned) - 1)
         else:
             self._epoch = self.first
-        if planned is not None and self._epoch >= planned:
+        if planned is not None and self._epoch >= planned and not trainer.fast_dev_run:
             raise InputError(
                 f"{name}(start={self.first}) begins at epoch {self._epoch}, past the end of a training "
                 f"of {planned:g} epochs; nothing would ever be merged."
@@ -123,10 +129,10 @@ class NearEnd(When):
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Count back from the planned end."""
         planned = _trainer.planned_epochs(trainer, pl_module)
-        if planned is None or planned <= self.epochs:
+        if (planned is None or planned <= self.epochs) and not trainer.fast_dev_run:
             plans = "has no planned end" if planned is None else f"plans {planned:g} epochs"
             raise InputError(f"NearEnd(epochs={self.epochs}) merges before the last epochs, but this Trainer {plans}.")
-        self._epoch = math.ceil(planned) - self.epochs
+        self._epoch = math.ceil(planned or 0) - self.epochs
 
     def soon(self, trainer: Any) -> bool:
         """Whether the next epoch is the one."""
@@ -164,13 +170,23 @@ class OnPlateau(When):
             raise InputError(f"OnPlateau(mode=…) must be 'min' or 'max', got {mode!r}.")
         _epoch("OnPlateau(start=…)", start)
         self.monitor, self.patience, self.threshold, self.mode, self.first = monitor, patience, threshold, mode, start
+        self._metric = Metric(monitor)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the best value."""
+        self._metric.reset()
         self._best: float | None = None
         self._waited = 0
 
+    def observe(self, trainer: Any) -> None:
+        """Take the metric, if the epoch has a new value of it."""
+        self._metric.observe(trainer, "OnPlateau")
+
     def __call__(self, trainer: Any, pl_module: Any) -> bool:
-        """Look at the metric of the last epoch."""
+        """Whether the value of the last epoch makes the patience full; an epoch without a new value does not count."""
         del pl_module
-        value = _metric(trainer, self.monitor, "OnPlateau")
+        value = self._metric.take()
         if value is None:
             return False
         sign = 1.0 if self.mode == "min" else -1.0
@@ -184,12 +200,12 @@ class OnPlateau(When):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far and the epochs since."""
-        return {"best": self._best, "waited": self._waited}
+        """The best value so far, the epochs since, and the value that is not yet looked at."""
+        return {"best": self._best, "waited": self._waited, "value": self._metric.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them over."""
-        self._best, self._waited = state["best"], state["waited"]
+        self._best, self._waited, self._metric.value = state["best"], state["waited"], state["value"]
 
 
 class NearCriticalPoint(When):
@@ -216,14 +232,25 @@ class NearCriticalPoint(When):
         _share("NearCriticalPoint(gradient=…)", gradient)
         _epoch("NearCriticalPoint(start=…)", start)
         self.monitor, self.decrease, self.gradient, self.first = monitor, decrease, gradient, start
+        self._metrics = Metric(monitor), Metric("grad_norm/l1", hint=" Put an EmbeddingMonitor beside it.")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget losses and gradients."""
+        for metric in self._metrics:
+            metric.reset()
         self._loss: float | None = None
         self._largest = 0.0
+
+    def observe(self, trainer: Any) -> None:
+        """Take the loss and the gradient, if the epoch has new values of them."""
+        for metric in self._metrics:
+            metric.observe(trainer, "NearCriticalPoint")
 
     def __call__(self, trainer: Any, pl_module: Any) -> bool:
         """Compare the last epoch with the one before."""
         del pl_module
-        loss = _metric(trainer, self.monitor, "NearCriticalPoint")
-        gradient = _metric(trainer, "grad_norm/l1", "NearCriticalPoint", hint=" Put an EmbeddingMonitor beside it.")
+        loss, gradient = (metric.take() for metric in self._metrics)
         if loss is None or gradient is None:
             return False
         before, self._loss = self._loss, loss
@@ -233,23 +260,47 @@ class NearCriticalPoint(When):
         return before - loss <= self.decrease * abs(before) and gradient <= self.gradient * self._largest
 
     def state_dict(self) -> dict[str, Any]:
-        """The last loss and the largest gradient."""
-        return {"loss": self._loss, "largest": self._largest}
+        """The last loss, the largest gradient, and the values that are not yet looked at."""
+        values = [metric.value for metric in self._metrics]
+        return {"loss": self._loss, "largest": self._largest, "values": values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them over."""
         self._loss, self._largest = state["loss"], state["largest"]
+        for metric, value in zip(self._metrics, state["values"], strict=True):
+            metric.value = value
 
 
-def _metric(trainer: Any, name: str, whose: str, hint: str = "") -> float | None:
-    """A logged metric; None before the first one is due."""
-    metrics = trainer.callback_metrics
-    if name in metrics:
-        return float(metrics[name])
-    if trainer.current_epoch < max(1, trainer.check_val_every_n_epoch or 1):
-        return None
-    known = ", ".join(sorted(metrics)) or "none"
-    raise InputError(f"{whose} looks at {name!r}, which is not logged; logged are: {known}.{hint}")
+class Metric:
+    """A logged metric (`trainer.callback_metrics`), taken at the end of every epoch that has a new finite value.
+
+    Lightning keeps the last value of what is not logged in every epoch; it is the same tensor then.
+    """
+
+    def __init__(self, name: str, hint: str = "") -> None:
+        self.name, self.hint = name, hint
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the value."""
+        self.value: float | None = None
+        self._seen: Any = None
+
+    def observe(self, trainer: Any, whose: str) -> None:
+        """Take a new value; refuse a name that nobody logs, once it should be there."""
+        metrics = trainer.callback_metrics
+        found = metrics.get(self.name)
+        if found is None and trainer.current_epoch + 1 >= max(1, trainer.check_val_every_n_epoch or 1):
+            known = ", ".join(sorted(metrics)) or "none"
+            raise InputError(f"{whose} looks at {self.name!r}, which is not logged; logged are: {known}.{self.hint}")
+        if found is not None and found is not self._seen:
+            self._seen = found
+            self.value = float(found) if math.isfinite(float(found)) else None
+
+    def take(self) -> float | None:
+        """The value, once."""
+        value, self.value = self.value, None
+        return value
 
 
 def _positive(name: str, value: Any) -> None:

@@ -163,6 +163,9 @@ def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool =
         kwargs = {**{name: value for name, value in hyper.items() if anything or name in accepted}, **kwargs}
     model = cls(**kwargs)
     attach(model)
+    configure = getattr(model, "configure_model", None)
+    if callable(configure):
+        configure()
     on_load = getattr(model, "on_load_checkpoint", None)
     if callable(on_load) and "state_dict" in checkpoint:
         on_load(checkpoint)

@@ -304,9 +304,19 @@ class _Merging:
         self.records.append(record)
         if not reason:
             settle(self.model, applied, self.optimizers, record)
-            for one in self.copies:
-                settle(one, apply_step(one, step), (), record)
+            self._follow(step, record)
             self.steps.append(step)
+
+    def _follow(self, step: Step, record: Record) -> None:
+        """Let the copies take a step that is final in the model."""
+        for one in self.copies:
+            try:
+                settle(one, apply_step(one, step), (), record)
+            except InputError as error:  # the model has gone ahead, so this must not pass as a refused merge
+                raise RuntimeError(
+                    f"An averaged copy of the weights cannot follow the merge of {record.layer}: {error} Resume from "
+                    "the last checkpoint, without the callback that averages."
+                ) from error
 
     def _kept_after(self, step: Step) -> dict[str, Tensor]:
         """For every layer that is narrower than at first, which of its neurons stay."""

@@ -29,6 +29,9 @@ _FIRST = frozenset({"exp_avg", "momentum_buffer", "grad_avg"})
 _ROOT = frozenset({"exp_inf"})  # in the units of the gradient: the root of a second moment
 _SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}) | _ROOT
 
+_STEPS = frozenset({"acc_delta"})  # of past steps, not gradients
+_SIZES = frozenset({"prev", "step_size"})  # Rprop's, of every weight alone
+
 
 @dataclass(frozen=True, eq=False)
 class Sliced:
@@ -142,10 +145,12 @@ def _remap(optimizer: torch.optim.Optimizer, move: ParameterMove) -> None:
 
 
 def _carry(optimizer: torch.optim.Optimizer, move: ParameterMove, state: dict[str, object]) -> dict[str, object]:
-    if not isinstance(move, Whole) and any(
-        isinstance(value, Tensor) and value.numel() > 1 and value.shape != move.old.shape for value in state.values()
-    ):
-        return {}  # factored state (Adafactor) has no map: it starts anew
+    known = _FIRST | _SECOND | _STEPS if isinstance(move, Fresh) else _FIRST | _SECOND | _STEPS | _SIZES
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1:
+            alike = value.shape == move.old.shape  # type: ignore[union-attr]  # old is set here
+            if (alike and key not in known) or not (alike or isinstance(move, Whole)):
+                return {}  # averages of weights, factored moments: without a map they start anew
     carried: dict[str, object] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.shape != move.old.shape or isinstance(move, Whole):  # type: ignore[union-attr]  # old is set here

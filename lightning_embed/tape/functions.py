@@ -204,6 +204,8 @@ def in_eval(
 
 @functools.lru_cache(maxsize=4096)
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    if isinstance(function, Address):
+        function = getattr(owner_of(function.owner), function.name)
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):

@@ -1,14 +1,16 @@
 """Tapes as plain data, for checkpoints that `torch.load(weights_only=True)` reads, and for other processes.
 
-Functions are written by where they are found below `torch`, and only functions of tensors are found again: a
-checkpoint cannot name `torch.load` or anything else that acts on more than its arguments.
+Functions are written by where they are found below `torch`, and only functions that make tensors of their arguments
+are found again: a checkpoint cannot name `torch.load`, a file, memory that is not its own, or the model's gradients.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +20,41 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_embed.errors import CheckpointError, InputError
 from lightning_embed.tape.functions import OWNERS, Address, address_of, owner_of
 from lightning_embed.tape.tape import Autocast, Named, Ref, Step, Tape
+from lightning_embed.tape.tree import Leaf, leaves, map_leaves
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-_MEMORY = ("from_file", "frombuffer", "from_numpy", "from_dlpack")
+_OPERATOR = re.compile(r"ops\.(aten|torchvision)(?:\.([a-z][a-z0-9_]*|_[a-z0-9][a-z0-9_]*))?")
+# functions of tensors that reach other memory, files, processes, or the training of the model
+_ACTING = frozenset(
+    [
+        "apply_",
+        "backward",
+        "data_ptr",
+        "from_dlpack",
+        "from_file",
+        "from_numpy",
+        "frombuffer",
+        "grad",
+        "_grad",
+        "map2_",
+        "map_",
+        "numpy",
+        "pin_memory",
+        "record_stream",
+        "register_hook",
+        "requires_grad_",
+        "resize_",
+        "retain_grad",
+        "set_",
+        "set_data",
+        "share_memory_",
+        "tofile",
+        "to_file",
+        "__dlpack__",
+        "__reduce_ex__",
+        "__setstate__",
+    ]
+)
 
 
 def to_plain(tape: Tape, *, strict: bool = True) -> dict[str, Any]:
@@ -63,19 +97,24 @@ def to_plain(tape: Tape, *, strict: bool = True) -> dict[str, Any]:
     }
 
 
-def from_plain(data: dict[str, Any], device: torch.device) -> Tape:
+def from_plain(data: dict[str, Any], device: torch.device, *, strict: bool = True) -> Tape:
     """The tape that `to_plain` wrote, with what belongs to the model on the given device.
+
+    Args:
+        data: what `to_plain` returned.
+        device: where the model is.
+        strict: refuse everything but plain data; otherwise what was pickled is taken.
 
     Raises:
         CheckpointError: the data are damaged, or name something that is no function of tensors.
     """
-    read = functools.partial(_read, device=device)
+    read = functools.partial(_read, device=device, strict=strict)
     try:
         return Tape(
             steps=tuple(
                 Step(
                     module=step["module"],
-                    function=None if step["function"] is None else _function(step["function"]),
+                    function=None if step["function"] is None else _function(step["function"], strict),
                     args=read(step["args"]),
                     kwargs=read(step["kwargs"]),
                     writes=read(step["writes"]),
@@ -89,7 +128,7 @@ def from_plain(data: dict[str, Any], device: torch.device) -> Tape:
             nbytes=data["nbytes"],
             device=str(device),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The calibration data in the checkpoint are damaged ({error!r}).") from error
 
 
@@ -104,7 +143,14 @@ def decode(tree: Any, device: torch.device) -> Any:
     >>> decode(encode({"a": (1, [None])}, "cpu"), torch.device("cpu"))
     {'a': (1, [None])}
     """
-    return _read(tree, device)
+    return _read(tree, device, strict=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded(Leaf):
+    """A leaf in a container that is no plain one."""
+
+    data: Any
 
 
 class _Writer:
@@ -123,8 +169,9 @@ class _Writer:
             return ["ref", tree.step, tree.index]
         if isinstance(tree, Named):
             return ["named", tree.name]
-        if tree is Ellipsis:
-            return ["..."]
+        return ["..."] if tree is Ellipsis else self._container(tree)
+
+    def _container(self, tree: Any) -> Any:
         if isinstance(tree, slice):
             return ["slice", *(self(one) for one in (tree.start, tree.stop, tree.step))]
         if isinstance(tree, PackedSequence):
@@ -133,6 +180,8 @@ class _Writer:
             return [type(tree).__name__, *(self(one) for one in tree)]
         if type(tree) is dict:
             return ["dict", *([self(key), self(value)] for key, value in tree.items())]
+        if not self._strict and not _is_leaf(tree):
+            return ["container", map_leaves(lambda leaf: _Encoded(self(leaf)), tree)]
         return ["object", self._other(tree)]
 
     def function(self, function: Callable[..., Any]) -> Any:
@@ -151,13 +200,22 @@ class _Writer:
         return thing
 
 
-def _read(tree: Any, device: torch.device) -> Any:
+def _is_leaf(tree: Any) -> bool:
+    found = leaves(tree)
+    return len(found) == 1 and found[0] is tree
+
+
+def _read(tree: Any, device: torch.device, *, strict: bool) -> Any:
     tag, *rest = tree
-    read = functools.partial(_read, device=device)
+    read = functools.partial(_read, device=device, strict=strict)
     if tag == "tensor":
         return rest[0].to(device) if rest[1] else rest[0]
-    if tag in ("value", "object"):
+    if tag == "value":
         return rest[0]
+    if tag == "object" and not strict:
+        return rest[0]
+    if tag == "container" and not strict:
+        return map_leaves(lambda leaf: read(leaf.data), rest[0])
     if tag == "dict":
         return {read(key): read(value) for key, value in rest}
     makers: dict[str, Callable[..., Any]] = {
@@ -173,36 +231,35 @@ def _read(tree: Any, device: torch.device) -> Any:
     return makers[tag]()
 
 
-def _function(data: Any) -> Callable[..., Any]:
+def _function(data: Any, strict: bool) -> Callable[..., Any]:
     tag, *rest = data
-    if tag == "object":
+    if tag == "object" and not strict:
         return rest[0]  # type: ignore[no-any-return]  # it was pickled by another process of the same run
-    if tag == "attribute":
-        if not rest[0].isidentifier() or not _on_tensors(getattr(torch.Tensor, rest[0], None)):
-            raise CheckpointError(f"The calibration data in the checkpoint read {rest[0]!r}, no property of a tensor.")
+    if tag == "attribute" and rest[0].isidentifier() and _on_tensors(getattr(torch.Tensor, rest[0], None)):
         return operator.attrgetter(rest[0])
-    owner, name = rest
-    if not _permitted(owner, name):
-        raise CheckpointError(f"The calibration data in the checkpoint call {owner}.{name}, no function of tensors.")
-    return Address(owner, name)
+    if tag == "torch" and _permitted(*rest):
+        return Address(*rest)
+    raise CheckpointError(f"The calibration data in the checkpoint call {'.'.join(rest)}, no function of tensors.")
 
 
 def _permitted(owner: str, name: str) -> bool:
-    """Whether a file may name this function: it makes tensors of its arguments, and reads no file or memory."""
-    if name in _MEMORY or owner.rpartition(".")[2] in _MEMORY:
+    """Whether a file may name this function: it makes tensors of its arguments, and acts on nothing else."""
+    operator_of = _OPERATOR.fullmatch(owner)
+    if name in _ACTING or not (operator_of or owner in OWNERS):
         return False
     try:
         function = getattr(owner_of(owner), name)
     except AttributeError:
         return False
-    if owner.startswith(("ops.aten", "ops.torchvision")):
-        return isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    if operator_of:
+        known = isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+        return known and not name.startswith("_over") and (operator_of[2] or "") not in _ACTING
     # of torch's own operators those that take no tensor (zeros, randn_like) are not among the ones to override
-    return owner == "_C._VariableFunctions" or (owner in OWNERS and _on_tensors(function))
+    return owner == "_C._VariableFunctions" or _on_tensors(function)
 
 
 def _on_tensors(function: Any) -> bool:
-    """Whether a function is one that torch lets tensor types override: it works on tensors and nothing else."""
+    """Whether a function is one that torch lets tensor types override."""
     getter = getattr(function, "__get__", None) if not callable(function) else function
     try:
         return getter in torch.overrides.get_testing_overrides()

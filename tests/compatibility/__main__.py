@@ -89,9 +89,9 @@ def _outcome(found) -> str:
     outcomes = {one for one, _ in found}
     if "failed" in outcomes:
         return "**does not hold**"
-    if "passed" in outcomes:
+    if outcomes == {"passed"}:
         return "holds"
-    return f"untested ({found[0][1]})"
+    return f"{'partly ' if 'passed' in outcomes else ''}untested ({next(why for _, why in found if why)})"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -100,10 +101,24 @@ def main(folder, options):
         start_method=options.get("start", "popen"), process_group_backend="gloo", **options.get("ddp", {})
     )
     model = MODELS[options.get("model", "Net")]()
+    model.optimizer = options.get("optimizer", "adam")
     if options.get("attach"):
         le.attach(model)
-    saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
-    callbacks = [*ours(**options.get("pruner", {})), saver]
+    every = options.get("every_n_train_steps")
+    saver = ModelCheckpoint(
+        folder, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False, every_n_train_steps=every
+    )
+    pruner = options.get("pruner", {})
+    if pruner:
+        pruner = {
+            "tolerance": le.Tolerance(pruner["tolerance"]),
+            "criteria": le.Criteria(pruner["criteria"], pruner["criteria"], None),
+        }
+    callbacks = [*ours(**pruner), saver]
+    if options.get("average"):
+        from lightning.pytorch.callbacks import EMAWeightAveraging  # came with Lightning 2.6
+
+        callbacks.append(EMAWeightAveraging(decay=0.9))
     if "fail" in options:
         callbacks.insert(0, Fail(*options["fail"]))
     run = trainer(
@@ -115,7 +130,7 @@ def main(folder, options):
         accumulate_grad_batches=options.get("accumulate", 1),
         max_epochs=options.get("epochs", 5),
         enable_checkpointing=True,
-        use_distributed_sampler=True,
+        logger=CSVLogger(folder, "", ""),  # where logs go is asked of all ranks
     )
     run.fit(model, DataLoader(ByRank(), batch_size=16), ckpt_path=options.get("ckpt"))
     found = {"parameters": {name: one.detach().clone() for name, one in model.named_parameters()}}

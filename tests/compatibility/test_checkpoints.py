@@ -1,7 +1,5 @@
 """Every way by which Lightning or a user reads a checkpoint, of models before and after merges."""
 
-import logging
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -161,7 +159,3 @@ def test_damaged_calibration_data(trained, tmp_path):
     torch.save(saved, tmp_path / "damaged.ckpt")
     with pytest.raises(le.CheckpointError, match=r"call \.load, no function of tensors"):
         trainer(tmp_path, ours()).fit(Net(), Batches(), ckpt_path=tmp_path / "damaged.ckpt")
-
-
-def test_nothing_was_warned_about(trained, caplog):
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]

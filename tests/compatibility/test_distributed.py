@@ -1,11 +1,13 @@
 """Two real processes: the same merges, the same parameters and optimizer state, to the last bit; or none goes on."""
 
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from tests.compatibility.ranks import ByRank, Half
@@ -43,6 +45,9 @@ def alike(ranks):
             "find_unused_parameters, accumulation",
             {"model": "Unused", "ddp": {"find_unused_parameters": True}, "accumulate": 2},
         ),
+        pytest.param("LBFGS", {"optimizer": "lbfgs"}, marks=pytest.mark.slow),
+        pytest.param("EMAWeightAveraging", {"average": True}, marks=pytest.mark.slow),
+        pytest.param("saved every 5 steps", {"every_n_train_steps": 5}, marks=pytest.mark.slow),
         pytest.param("static graph", {"ddp": {"static_graph": True}}, marks=pytest.mark.slow),
         pytest.param("gradients as bucket views", {"ddp": {"gradient_as_bucket_view": True}}, marks=pytest.mark.slow),
         pytest.param("manual optimization", {"model": "Manual"}, marks=pytest.mark.slow),
@@ -57,6 +62,22 @@ def alike(ranks):
 @pytest.mark.cell("DDP (two processes, gloo)", "ddp, {case}")
 def test_ranks_merge_alike(tmp_path, case, options):
     assert alike(both(tmp_path / "run", **options)) == MERGED
+
+
+@pytest.mark.cell("DDP (two processes, gloo)", "DDP asked for, one process")
+def test_one_process_under_ddp(tmp_path):
+    strategy = DDPStrategy(process_group_backend="gloo")
+    model, run = Net(), trainer(tmp_path, ours(), strategy=strategy)
+    try:
+        run.fit(model, DataLoader(ByRank(), batch_size=16))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert merges(run) == MERGED
+
+
+def test_an_event_that_merges_nothing_changes_nothing_on_any_rank(tmp_path):
+    options = {"optimizer": "lbfgs", "pruner": {"tolerance": 0.0, "criteria": 0.0}, "epochs": 4}
+    assert alike(both(tmp_path / "run", **options)) == []
 
 
 @pytest.mark.cell("DDP (two processes, gloo)", "a layer that is linear on one rank's data alone is kept")
@@ -122,11 +143,14 @@ def test_two_nodes(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     options = json.dumps({"devices": 1, "nodes": 2})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     nodes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"),
-                *("--nproc-per-node=1", "--master-addr=127.0.0.1", "--master-port=29631"),
+                *("--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"),
                 *("-m", "tests.compatibility.ranks", str(folder), options),
             ],
             stderr=subprocess.PIPE,

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingPruner, NearCriticalPoint, NearEnd, OnPlateau, When
@@ -13,16 +15,19 @@ def asked(when, series, start=0):
     """At which epochs an object says yes, of metrics of the epochs before."""
     yes = []
     for epoch, metrics in enumerate(series, start):
-        run = SimpleNamespace(current_epoch=epoch, callback_metrics=metrics, check_val_every_n_epoch=1)
+        run = SimpleNamespace(current_epoch=epoch - 1, callback_metrics=metrics, check_val_every_n_epoch=1)
+        if metrics:
+            when.observe(run)
+        run.current_epoch = epoch
         if when(run, None):
             yes.append(epoch)
     return yes
 
 
 def losses(*values, gradients=()):
-    values = [{"loss": value} for value in values]
+    values = [{"loss": torch.tensor(value, dtype=torch.float64)} for value in values]
     for one, gradient in zip(values, gradients, strict=False):
-        one["grad_norm/l1"] = gradient
+        one["grad_norm/l1"] = torch.tensor(gradient)
     return [{}, *values]
 
 
@@ -73,6 +78,43 @@ def test_metrics_of_a_real_training_are_read(tmp_path, when):
     run = trainer(tmp_path, ours(when=when))
     run.fit(Net(), Batches())
     assert merges(run)[0][2] == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: OnPlateau("loss_epoch", 2, threshold=0.5), lambda: NearCriticalPoint("loss_epoch", 1.0, 1.0, start=2)],
+)
+@pytest.mark.cell("When to merge", "by metrics: resumed at the end of any epoch = uninterrupted")
+def test_a_run_resumed_between_two_looks_merges_when_the_whole_one_does(tmp_path, make):
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+    whole = trainer(tmp_path, [*ours(when=make()), saver], enable_checkpointing=True)
+    whole.fit(Net(), Batches())
+    assert merges(whole)
+    for epoch in (0, 1, 2):
+        resumed = trainer(tmp_path, ours(when=make()))
+        resumed.fit(Net(seed=1), Batches(), ckpt_path=tmp_path / f"{epoch}.ckpt")
+        assert merges(resumed) == merges(whole)
+
+
+def test_epochs_without_a_new_value_do_not_count_and_neither_does_what_is_not_finite():
+    stale = torch.tensor(1.0)
+    assert asked(OnPlateau("loss", 2), [{}, *({"loss": stale} for _ in range(8))]) == []
+    assert asked(OnPlateau("loss", 2), losses(float("inf"), 3.0, float("nan"), 2.0, 1.0, 0.5)) == []
+
+
+def test_a_second_fit_begins_anew(tmp_path):
+    when = OnPlateau("loss_epoch", 1, threshold=1.0)
+    epochs = []
+    for _ in range(2):
+        run = trainer(tmp_path, ours(when=when))
+        run.fit(Net(), Batches())
+        epochs.append(merges(run))
+    assert epochs[0] == epochs[1] != []
+
+
+@pytest.mark.parametrize("when", [After(10), After(0.9), NearEnd(5)])
+def test_a_dry_run_is_not_refused(tmp_path, when):
+    trainer(tmp_path, [EmbeddingPruner(EXACT, when=when)], fast_dev_run=True).fit(Net(), Batches())
 
 
 @pytest.mark.cell("When to merge", "a metric that is not logged: a clear error")

@@ -64,6 +64,7 @@ def test_ranks_merge_alike(tmp_path, case, options):
     assert alike(both(tmp_path / "run", **options)) == MERGED
 
 
+@pytest.mark.filterwarnings("ignore:It is recommended to use .self.log")
 @pytest.mark.cell("DDP (two processes, gloo)", "DDP asked for, one process")
 def test_one_process_under_ddp(tmp_path):
     strategy = DDPStrategy(process_group_backend="gloo")

@@ -1,4 +1,15 @@
-"""The history of a run: one JSON object a line, only ever appended to, readable while the run goes on."""
+"""The history of a run: one JSON object a line, only ever appended to, readable while the run goes on.
+
+Every line has an `event`, a `step` (optimizer steps made by then) and an `epoch`:
+
+- `start`: a fit begins or is resumed, with `time`, `model`, `environment` and `settings`;
+- `sample`: `values` of the monitor's metrics at a sampled step, and `loss`;
+- `epoch`: `values` at the end of an epoch (widths), and `metrics` that the training itself has logged;
+- `merge`: a `record` of what was done or refused (`Record.to_dict`);
+- `snapshot`: `when` it was taken, and the model's size, layers, latency and similarities (`snapshot_entry`);
+- `agreement`: `counts` of the classes predicted before (rows) and after (columns) a merging event;
+- `end`: the `status` with which the fit ended.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ import lightning as L
 import torch
 from tabulate import tabulate
 from torch import nn
+from torch.utils.data import DataLoader
 from torchmetrics import PearsonCorrCoef
 
 from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner, When
@@ -121,7 +122,7 @@ def cpu_seconds(variant: str, steps: int) -> float:
         (torch.rand(BATCH, 784, generator=generator), torch.randint(0, 10, (BATCH,), generator=generator))
         for _ in range(16)
     ]
-    loader = [batches[at % len(batches)] for at in range(steps)]
+    loader = DataLoader([batches[at % len(batches)] for at in range(steps)], batch_size=None)
     clock = Clock()
     trainer = L.Trainer(
         max_epochs=1,

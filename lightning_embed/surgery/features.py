@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Features:
     Attributes:
         pre: the layer's output, shape (rows, width).
         post: the consumers' input, shape (rows, width); after pooling it has other rows.
-        input_power: mean square of the layer's inputs, shape (fan_in,).
+        input_power: mean square of the layer's inputs, shape (fan_in,); empty where it was not asked for.
         agree: whether all consumers read the same values.
     """
 
@@ -46,15 +47,20 @@ class Features:
         """Whether every row of post belongs to one of pre; pooling leaves fewer."""
         return self.pre.shape == self.post.shape
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Of pre and post; where pooling lies between, of post alone."""
+        return Moments.of(self.pre if self.paired else self.post, self.post)
+
     @property
     def constant(self) -> Tensor:
         """Which neurons are null: constant on the data."""
-        return Moments.of(self.pre if self.paired else self.post, self.post).constant
+        return self.moments.constant
 
     @property
     def constant_pre(self) -> Tensor:
         """Which neurons are constant on the data whatever the activation does with them."""
-        return Moments.of(self.pre, self.pre).constant
+        return self.moments.constant_pre if self.paired else Moments.of(self.pre, self.pre).constant
 
     @property
     def finite(self) -> bool:
@@ -89,7 +95,9 @@ def _hooked(handles: Iterable[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape]) -> dict[str, Features]:
+def collect_features(
+    model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape], *, power: bool = True
+) -> dict[str, Features]:
     """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
     cap = max(1, MAX_ROWS // max(1, len(tapes)))
     found: dict[str, dict[str, list[Tensor]]] = {
@@ -99,6 +107,8 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
     def producer(store: dict[str, list[Tensor]]) -> Callable[..., None]:
         def hook(module: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             store["pre"].append(thinned(output.detach(), cap, output_layout(module)))
+            if not power:
+                return
             (given,) = (*args, *kwargs.values())
             rows = thinned(given.detach(), cap, output_layout(module))
             store["power"].append(rows.double().square().sum(dim=0))
@@ -129,15 +139,21 @@ def collect_features(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Seq
         store = found[layer.name]
         if not store["pre"] or not all(store[name] for name in layer.consumers):
             continue
-        pre = torch.cat(store["pre"])
-        posts = [torch.cat(store[name]) for name in layer.consumers]
+        pre = _joined(store["pre"])
+        posts = [_joined(store[name]) for name in layer.consumers]
         features[layer.name] = Features(
             pre=pre,
             post=posts[0],
-            input_power=torch.stack(store["power"]).sum(dim=0) / torch.stack(store["rows"]).sum(),
+            input_power=torch.stack(store["power"]).sum(dim=0) / torch.stack(store["rows"]).sum()
+            if power
+            else torch.empty(0),
             agree=all(torch.equal(one, posts[0]) for one in posts[1:]),
         )
     return features
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def output_gradients(

@@ -14,7 +14,7 @@ from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, lege
 from lightning_embed.statistics import (
     augmented_weights,
     cosine_groups,
-    minimal_pearson_correlation,
+    mpc_of_moments,
     span_order,
 )
 from lightning_embed.surgery.criteria import Criteria
@@ -104,7 +104,7 @@ def measure_layers(
 ) -> Measurement:
     """Measure every hidden layer of a graph on tapes; `widths=False` leaves out the costlier kept widths."""
     layers = list(graph.layers)
-    features = collect_features(model, layers, tapes) if layers else {}
+    features = collect_features(model, layers, tapes, power=False) if layers else {}
     measured = tuple(
         _measure(model, layer, features[layer.name], criteria, widths=widths)
         for layer in layers
@@ -128,7 +128,7 @@ def _measure(
         layer=layer.name,
         width=layer.width,
         constant=int(features.constant.sum()),
-        mpc=float(minimal_pearson_correlation(features.pre, features.post)) if features.paired else None,
+        mpc=float(mpc_of_moments(features.moments)) if features.paired else None,
         width_cosine=cosine,
         width_span=span,
         merge_neurons=layer.merge_neurons or "",

@@ -15,7 +15,7 @@ from lightning_embed.statistics import (
     amplitudes,
     cosine_groups,
     exchange,
-    minimal_pearson_correlation,
+    mpc_of_moments,
     refit,
     representatives,
     span_order,
@@ -71,7 +71,7 @@ def nominate_layer(
     Weighted least squares (each value weighted by the squared derivative of the outputs), plain least squares,
     and the tangent at the mean. A layer that is constant throughout is affine with slope 0.
     """
-    mpc = float(minimal_pearson_correlation(features.pre, features.post))
+    mpc = float(mpc_of_moments(features.moments))
     if mpc < threshold:
         return []
     fits = {

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -35,7 +36,7 @@ class Mlp(L.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         sizes = [784, *[WIDTH] * LAYERS]
-        hidden = [one for a, b in zip(sizes, sizes[1:], strict=False) for one in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [one for a, b in pairwise(sizes) for one in (nn.Linear(a, b), nn.ReLU())]
         self.net = nn.Sequential(*hidden, nn.Linear(WIDTH, 10))
 
     def training_step(self, batch, _):
@@ -104,7 +105,7 @@ class Pearson(L.Callback):
 
 
 VARIANTS = {
-    "nothing": lambda: [],
+    "nothing": list,
     "monitor, defaults": lambda: [EmbeddingMonitor()],
     "monitor and pruner, defaults, recording": lambda: [EmbeddingMonitor(), EmbeddingPruner(when=Never())],
     "monitor, every 10 steps": lambda: [EmbeddingMonitor(10)],
@@ -141,7 +142,9 @@ def growth(steps: int) -> list[float]:
     found = []
     for _ in range(4):
         cpu_seconds("monitor, every step", steps)
-        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+        found.append(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        )
     return found
 
 
@@ -170,7 +173,11 @@ def main() -> None:
         step = 1e3 * statistics.median(times[name]) / (options.steps - 3)
         rows.append([name, step, statistics.median(ratios), min(ratios), max(ratios)])
     print(f"{LAYERS} hidden layers of {WIDTH}, batch {BATCH}, {options.steps} steps an epoch, {options.rounds} rounds")
-    print(tabulate(rows, headers=["", "CPU ms a step", "ratio", "least", "most"], floatfmt=("", ".1f", ".3f", ".3f", ".3f")))
+    print(
+        tabulate(
+            rows, headers=["", "CPU ms a step", "ratio", "least", "most"], floatfmt=("", ".1f", ".3f", ".3f", ".3f")
+        )
+    )
     held = growth(30)
     print("most memory held after 1, 2, 3, 4 runs at every step, MiB: " + ", ".join(f"{one:.0f}" for one in held))
     if options.json:

@@ -286,3 +286,26 @@ def rebind_groups(trainer: Any, module: nn.Module, groups: Groups, before: Seque
                 )
             places = iter(foreign)
             group["params"][:] = [next(places) if name is None else parameters[name] for name in named]
+
+
+__all__ = [
+    "Callback",
+    "Groups",
+    "agreed",
+    "averaged_copies",
+    "check_optimizers",
+    "check_supported",
+    "group_names",
+    "log_directory",
+    "log_epoch",
+    "log_step",
+    "misconfiguration",
+    "planned_epochs",
+    "rebind_groups",
+    "save_for_callback",
+    "scale_rates",
+    "step_axis",
+    "tell",
+    "unlogged",
+    "wrap_again",
+]

@@ -20,6 +20,7 @@ from lightning_embed.tape.functions import OWNERS, Address, address_of, owner_of
 from lightning_embed.tape.tape import Autocast, Named, Ref, Step, Tape
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_MEMORY = ("from_file", "frombuffer", "from_numpy", "from_dlpack")
 
 
 def to_plain(tape: Tape, *, strict: bool = True) -> dict[str, Any]:
@@ -177,22 +178,33 @@ def _function(data: Any) -> Callable[..., Any]:
     if tag == "object":
         return rest[0]  # type: ignore[no-any-return]  # it was pickled by another process of the same run
     if tag == "attribute":
-        if not isinstance(getattr(torch.Tensor, rest[0], None), (property, type(torch.Tensor.shape))):
+        if not rest[0].isidentifier() or not _on_tensors(getattr(torch.Tensor, rest[0], None)):
             raise CheckpointError(f"The calibration data in the checkpoint read {rest[0]!r}, no property of a tensor.")
         return operator.attrgetter(rest[0])
     owner, name = rest
-    address = Address(owner, name)
-    if owner.startswith("ops.aten"):
-        return address
-    function = getattr(owner_of(owner), name) if owner in OWNERS else None
-    if function is None or not _on_tensors(function):
+    if not _permitted(owner, name):
         raise CheckpointError(f"The calibration data in the checkpoint call {owner}.{name}, no function of tensors.")
-    return address
+    return Address(owner, name)
 
 
-def _on_tensors(function: Callable[..., Any]) -> bool:
-    """Whether a function is one that torch lets tensor types override: it works on tensors and nothing else."""
+def _permitted(owner: str, name: str) -> bool:
+    """Whether a file may name this function: it makes tensors of its arguments, and reads no file or memory."""
+    if name in _MEMORY or owner.rpartition(".")[2] in _MEMORY:
+        return False
     try:
-        return function in torch.overrides.get_testing_overrides()
+        function = getattr(owner_of(owner), name)
+    except AttributeError:
+        return False
+    if owner.startswith(("ops.aten", "ops.torchvision")):
+        return isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    # of torch's own operators those that take no tensor (zeros, randn_like) are not among the ones to override
+    return owner == "_C._VariableFunctions" or (owner in OWNERS and _on_tensors(function))
+
+
+def _on_tensors(function: Any) -> bool:
+    """Whether a function is one that torch lets tensor types override: it works on tensors and nothing else."""
+    getter = getattr(function, "__get__", None) if not callable(function) else function
+    try:
+        return getter in torch.overrides.get_testing_overrides()
     except TypeError:
         return False

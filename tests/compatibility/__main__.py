@@ -21,8 +21,8 @@ A row that stands for several tests holds only where all of them do. Last writte
 FOOT = """
 ## What is refused, and why
 
-- **Sharded parameters** (FSDP, DeepSpeed, ModelParallel, XLA) and **sharded optimizer state** (ZeroRedundancyOptimizer):
-  merging raises at setup; monitoring works on what a process holds.
+- **Sharded parameters** (FSDP, DeepSpeed, ModelParallel, XLA) and **sharded optimizer state**
+  (ZeroRedundancyOptimizer): merging raises at setup; monitoring works on what a process holds.
 - **Masks and unfreezing schedules** (ModelPruning, BaseFinetuning): merging raises at setup.
 - **DDP communication hooks with a state** (PowerSGD, post-local SGD): merging raises at setup.
 - **A forward that communicates between processes**: merges replay the model in the first process alone, so such a

@@ -1,4 +1,4 @@
-"""A training that saves every 5 steps; run by test_resume.py in a process of its own it is killed: `FOLDER STEP MODE`."""
+"""A training that saves every 5 steps, and is killed in a process of its own (test_resume.py): `FOLDER STEP MODE`."""
 
 import os
 import signal

@@ -40,7 +40,7 @@ SMALL, LARGE = (3, "Identity"), (12, "Linear")
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 @pytest.mark.parametrize(("which", "size"), [("best", LARGE), ("last", SMALL), ("a path", (6, "Identity"))])
-@pytest.mark.cell("Checkpoints", 'trainer.{verb}(ckpt_path={which}), larger or smaller than the model')
+@pytest.mark.cell("Checkpoints", "trainer.{verb}(ckpt_path={which}), larger or smaller than the model")
 def test_evaluation_from_a_checkpoint(trained, verb, which, size):
     folder, run, model = trained
     path = folder / "2.ckpt" if which == "a path" else which
@@ -64,7 +64,7 @@ def test_fit_goes_on_from_a_checkpoint(trained, which, tmp_path):
 
 @pytest.mark.cell("Checkpoints", 'fit(ckpt_path="last") after a run of the same Trainer')
 def test_the_same_trainer_resumes_its_last(trained):
-    folder, run, model = trained
+    _, run, model = trained
     run.fit_loop.max_epochs = 7
     run.fit(model, Batches(), Batches(seed=1), ckpt_path="last")
     assert run.current_epoch == 7
@@ -121,10 +121,10 @@ def test_a_checkpoint_without_us(tmp_path):
     assert [epoch for _, _, epoch in merges(run)] == [3, 3, 4]  # nothing was recorded in epoch 1
 
 
-@pytest.mark.cell("Checkpoints", "a checkpoint with merges, the callback removed: refused, with the remedy in the message")
+@pytest.mark.cell("Checkpoints", "a checkpoint with merges, the callback removed: refused, naming the remedy")
 def test_without_the_callback_the_key_says_what_to_do(trained, tmp_path):
     folder, _, _ = trained
-    with pytest.raises(RuntimeError, match="call lightning_embed.attach on the model before loading"):
+    with pytest.raises(RuntimeError, match=r"call lightning_embed\.attach on the model before loading"):
         trainer(tmp_path).fit(Net(), Batches(), ckpt_path=folder / "last.ckpt")
 
 
@@ -147,7 +147,7 @@ def test_damage_is_refused(trained, tmp_path, damage):
     model = Net(seed=5)
     old = {name: (one, one.detach().clone()) for name, one in model.named_parameters()}
     refused = OSError if damage == "truncated" else le.CheckpointError  # torch's own, of a file it cannot read
-    with pytest.raises(refused, match="damaged|another architecture|changed after saving|Invalid argument"):
+    with pytest.raises(refused, match=r"damaged|another architecture|changed after saving|Invalid argument"):
         trainer(tmp_path, ours()).fit(model, Batches(), ckpt_path=file)
     assert all(one is old[name][0] and torch.equal(one, old[name][1]) for name, one in model.named_parameters())
 
@@ -159,7 +159,7 @@ def test_damaged_calibration_data(trained, tmp_path):
     (state,) = [one for one in saved["callbacks"].values() if "tapes" in one]
     state["tapes"][0][0]["steps"][0]["function"] = ["torch", "", "load"]
     torch.save(saved, tmp_path / "damaged.ckpt")
-    with pytest.raises(le.CheckpointError, match="torch.load|no function of tensors|load"):
+    with pytest.raises(le.CheckpointError, match=r"call \.load, no function of tensors"):
         trainer(tmp_path, ours()).fit(Net(), Batches(), ckpt_path=tmp_path / "damaged.ckpt")
 
 

@@ -35,7 +35,7 @@ def alike(ranks):
 
 
 @pytest.mark.parametrize(
-    "case,options",
+    ("case", "options"),
     [
         ("plain", {}),
         pytest.param("accumulation", {"accumulate": 2}, marks=pytest.mark.slow),

@@ -10,6 +10,7 @@ import torch
 import {lightning} as L
 from {lightning}.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
 
@@ -26,7 +27,7 @@ class Net(L.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-data = [(x[at : at + 16], x[at : at + 16, :3].argmax(1)) for at in range(0, 64, 16)]
+data = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
 pruner = EmbeddingPruner(le.Criteria(0.9999, None, None), when=After(1))
 trainer = L.Trainer(
     callbacks=[EmbeddingMonitor(1), pruner, ModelCheckpoint({folder!r}, filename="last")],

@@ -51,7 +51,7 @@ def same(whole, resumed, step):
     assert expected == more
 
 
-@pytest.mark.parametrize("optimizer,schedule,accumulation", CELLS)
+@pytest.mark.parametrize(("optimizer", "schedule", "accumulation"), CELLS)
 @pytest.mark.cell("Resume", "{optimizer}, schedule {schedule}, accumulation {accumulation}")
 def test_resumed_is_uninterrupted(tmp_path, optimizer, schedule, accumulation):
     cell = (optimizer, schedule, accumulation)
@@ -77,13 +77,21 @@ def test_resumed_is_uninterrupted(tmp_path, optimizer, schedule, accumulation):
 @pytest.mark.cell("Resume", "killed (SIGKILL) in mid-epoch, at step {at}, saved every 5 steps")
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, at):
     for mode in ("control", "ours"):
-        command = [sys.executable, "-W", "ignore", "-m", "tests.compatibility.killed", str(tmp_path / mode), str(at), mode]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.compatibility.killed",
+            str(tmp_path / mode),
+            str(at),
+            mode,
+        ]
         assert subprocess.run(command, capture_output=True, timeout=100, check=False).returncode == -signal.SIGKILL
         last = max((tmp_path / mode).glob("*.ckpt"), key=lambda path: int(path.stem))
         assert int(last.stem) % len(Batches())  # in mid-epoch
         (run, model, lines), (resumed, other, more) = (
-            saving(tmp_path / name, mode, ckpt, seed)
-            for name, ckpt, seed in (("whole", None, 0), ("resumed", last, 1))
+            saving(tmp_path / name, mode, ckpt, seed) for name, ckpt, seed in (("whole", None, 0), ("resumed", last, 1))
         )
         assert outcome(run, model) == outcome(resumed, other)
         # Lightning does not keep an epoch's running averages in a checkpoint

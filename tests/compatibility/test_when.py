@@ -77,10 +77,10 @@ def test_metrics_of_a_real_training_are_read(tmp_path, when):
 
 @pytest.mark.cell("When to merge", "a metric that is not logged: a clear error")
 def test_a_metric_that_nobody_logs_is_named(tmp_path):
-    with pytest.raises(le.InputError, match="'accuracy', which is not logged; logged are: .*loss_epoch"):
+    with pytest.raises(le.InputError, match=r"'accuracy', which is not logged; logged are: .*loss_epoch"):
         trainer(tmp_path, ours(when=OnPlateau("accuracy"))).fit(Net(), Batches())
+    alone = [EmbeddingPruner(EXACT, when=NearCriticalPoint("loss_epoch"))]
     with pytest.raises(le.InputError, match="Put an EmbeddingMonitor beside it"):
-        alone = [EmbeddingPruner(EXACT, when=NearCriticalPoint("loss_epoch"))]
         trainer(tmp_path, alone).fit(Net(), Batches())
 
 

@@ -35,7 +35,7 @@ class Net(L.LightningModule):
     def validation_step(self, batch, _):
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
-    def test_step(self, batch, _):
+    def test_step(self, batch, batch_idx):
         self.log("test_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
     def predict_step(self, batch, _):
@@ -70,6 +70,7 @@ SCHEDULES = {
 
 def duplicate(net, half):
     """Every neuron of the first layer twice."""
+    net = getattr(net, "_orig_mod", net)
     first, second = net[0], net[2] if isinstance(net[2], nn.Linear) else net[4]
     with torch.no_grad():
         first.weight[half:], first.bias[half:] = first.weight[:half], first.bias[:half]

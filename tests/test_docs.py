@@ -93,6 +93,21 @@ def test_every_page_is_in_the_navigation():
         assert str(page.relative_to(ROOT / "docs")) in text, page
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_says_to_run_exists(page):
+    for module in re.findall(r"python -m ((?:benchmarks|docs|tests)[\w.]*\w)", text_of(page)):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for script in re.findall(r"(?<!tests/)\bexamples/[\w/]+\.py", text_of(page)):
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_picture_is_drawn_by_the_script_and_shown():
+    drawn = re.findall(r'^    "([\w-]+)": \w+,$', text_of(ROOT / "docs/pictures.py"), re.MULTILINE)
+    shown = {name for page in PAGES[1:] for name in re.findall(r"pictures/([\w-]+)\.svg\)", text_of(page))}
+    assert set(drawn) == {path.stem for path in (ROOT / "docs/pictures").iterdir()} == shown
+
+
 # troubleshooting
 
 

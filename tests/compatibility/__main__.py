@@ -6,9 +6,7 @@ With arguments, they are passed to pytest in place of the marker expression that
 import sys
 from pathlib import Path
 
-import lightning
 import pytest
-import torch
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "compatibility.md"
@@ -55,6 +53,9 @@ class Matrix:
 
     def page(self) -> str:
         """The page as Markdown."""
+        import lightning  # after pytest, which rewrites the plugins that these bring in
+        import torch
+
         device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
         lines = [
             HEAD.format(

@@ -8,7 +8,7 @@ from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.reporting.history import HistoryFile
 from tests.callbacks.runs import Planted, loader, trainer
 
-EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "start": 2}
+EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "when": 2}
 NASTY = "</script><img src=x onerror=alert(1)> & \"q\" 's' {{ 7*7 }} <b>ß"
 
 

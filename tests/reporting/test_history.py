@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.reporting.history import NAME, HistoryFile, history_of, read_history, snapshot_entry
 from tests.callbacks.runs import Planted, loader, trainer
 from tests.reporting.histories import EXACT, fitted, start
@@ -90,7 +90,7 @@ def test_metrics_of_the_training_are_kept_by_epoch(tmp_path):
 
 @pytest.mark.parametrize("logger", [False, True])
 def test_nothing_is_written_where_nothing_is_logged(tmp_path, logger):
-    trainer(tmp_path, [EmbeddingMonitor(), EmbeddingPruner(start=0)], logger=logger, fast_dev_run=logger).fit(
+    trainer(tmp_path, [EmbeddingMonitor(), EmbeddingPruner(when=0)], logger=logger, fast_dev_run=logger).fit(
         Planted(), loader()
     )
     assert not list(tmp_path.rglob(NAME))
@@ -112,7 +112,8 @@ def test_a_failing_training_says_how_it_ended(tmp_path):
 def test_after_a_resume_what_came_later_is_superseded(tmp_path, epoch):
     def parts(folder):
         saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-        callbacks = [EmbeddingMonitor(every_n_steps=1), EmbeddingPruner(**EXACT, every_n_epochs=100), saver]
+        pruner = EmbeddingPruner(**{**EXACT, "when": After(2, every_n_epochs=100)})
+        callbacks = [EmbeddingMonitor(every_n_steps=1), pruner, saver]
         return trainer(folder, callbacks, logger=CSVLogger(tmp_path, "", ""), enable_checkpointing=True)
 
     parts(tmp_path / "first").fit(Planted(), loader())

@@ -48,7 +48,7 @@ def loader(samples=256, batch_size=32, seed=0):
     return DataLoader(TensorDataset(x, (x[:, :3] + x[:, 1:]).argmax(1)), batch_size=batch_size)
 
 
-def trainer(folder, callbacks, **options):
+def trainer(folder, callbacks=(), **options):
     options = {
         "max_epochs": EPOCHS,
         "accelerator": "cpu",
@@ -61,4 +61,4 @@ def trainer(folder, callbacks, **options):
         "default_root_dir": folder,
         **options,
     }
-    return L.Trainer(callbacks=callbacks, **options)
+    return L.Trainer(callbacks=list(callbacks), **options)

@@ -7,6 +7,21 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
+from tests.callbacks.runs import trainer
+
+__all__ = [
+    "EXACT",
+    "Batches",
+    "Lines",
+    "Net",
+    "Replant",
+    "duplicate",
+    "merges",
+    "ours",
+    "outcome",
+    "pruner_of",
+    "trainer",
+]
 
 SAMPLES, BATCH = 128, 16
 EXACT = le.Criteria(linearization=0.9999, condensation=0.9999, span=None)
@@ -133,22 +148,6 @@ def ours(**options):
     """Monitor and pruner: merging events at the start of epochs 2 and 4."""
     pruner = {"criteria": EXACT, "when": After(2, every_n_epochs=2), **options}
     return [EmbeddingMonitor(every_n_steps=3), Replant(), EmbeddingPruner(**pruner)]
-
-
-def trainer(folder, callbacks=(), **options):
-    options = {
-        "max_epochs": 6,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "default_root_dir": folder,
-        **options,
-    }
-    return L.Trainer(callbacks=list(callbacks), **options)
 
 
 def pruner_of(run):

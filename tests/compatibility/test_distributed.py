@@ -44,7 +44,6 @@ def alike(ranks):
             "find_unused_parameters, accumulation",
             {"model": "Unused", "ddp": {"find_unused_parameters": True}, "accumulate": 2},
         ),
-        pytest.param("LBFGS", {"optimizer": "lbfgs"}, marks=pytest.mark.slow),
         pytest.param("EMAWeightAveraging", {"average": True}, marks=pytest.mark.slow),
         pytest.param("saved every 5 steps", {"every_n_train_steps": 5}, marks=pytest.mark.slow),
         pytest.param("static graph", {"ddp": {"static_graph": True}}, marks=pytest.mark.slow),
@@ -63,6 +62,15 @@ def test_ranks_merge_alike(tmp_path, case, options):
     assert alike(both(tmp_path / "run", **options)) == MERGED
 
 
+@pytest.mark.slow
+@pytest.mark.cell("DDP (two processes, gloo)", "ddp, LBFGS (its state holds each rank's own loss, in torch itself)")
+def test_lbfgs(tmp_path):
+    first, second = both(tmp_path / "run", optimizer="lbfgs")
+    assert first["outcome"]["parameters"] == second["outcome"]["parameters"]
+    assert first["records"] == second["records"]
+    assert [epoch for _, _, epoch in first["merges"]] == [2, 4]
+
+
 @pytest.mark.cell("DDP (two processes, gloo)", "DDP asked for, one process")
 def test_one_process_under_ddp(tmp_path):
     done = launch(tmp_path / "run", devices=1)
@@ -73,7 +81,9 @@ def test_one_process_under_ddp(tmp_path):
 @pytest.mark.slow
 def test_an_event_that_merges_nothing_changes_nothing_on_any_rank(tmp_path):
     options = {"optimizer": "lbfgs", "pruner": {"tolerance": 0.0, "criteria": 0.0}, "epochs": 4}
-    assert alike(both(tmp_path / "run", **options)) == []
+    first, second = both(tmp_path / "run", **options)
+    assert first["outcome"]["parameters"] == second["outcome"]["parameters"]
+    assert first["merges"] == second["merges"] == []
 
 
 @pytest.mark.cell("DDP (two processes, gloo)", "a layer that is linear on one rank's data alone is kept")

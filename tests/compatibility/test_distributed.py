@@ -38,7 +38,7 @@ def alike(ranks):
 @pytest.mark.parametrize(
     ("case", "options"),
     [
-        ("plain", {}),
+        pytest.param("plain", {}, marks=pytest.mark.slow),
         pytest.param("accumulation", {"accumulate": 2}, marks=pytest.mark.slow),
         (
             "find_unused_parameters, accumulation",
@@ -71,6 +71,7 @@ def test_lbfgs(tmp_path):
     assert [epoch for _, _, epoch in first["merges"]] == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.cell("DDP (two processes, gloo)", "DDP asked for, one process")
 def test_one_process_under_ddp(tmp_path):
     done = launch(tmp_path / "run", devices=1)
@@ -105,6 +106,7 @@ def test_spawned_processes_hand_the_merged_weights_back(tmp_path):
     assert ranks[0]["parameters"]["net.0.weight"].shape == (3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.cell("DDP (two processes, gloo)", "ddp_spawn, model not attached: refused, with the remedy")
 def test_spawned_processes_need_an_attached_model(tmp_path):
     done = launch(tmp_path / "run", start="spawn")

@@ -117,8 +117,8 @@ def test_trainer(tmp_path, lightning):
 @pytest.mark.parametrize(
     ("when", "said"),
     [
-        ("2", "After [2]"),
-        ("0.5", "After [2]"),
+        pytest.param("2", "After [2]", marks=pytest.mark.slow),
+        pytest.param("0.5", "After [2]", marks=pytest.mark.slow),
         ("{class_path: lightning_embed.callbacks.NearEnd, init_args: {epochs: 1}}", "NearEnd [3]"),
     ],
     ids=["epoch", "share", "object"],

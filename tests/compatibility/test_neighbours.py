@@ -72,7 +72,7 @@ def averages(kind):
     return module.WeightAveraging() if kind == "WeightAveraging" else module.EMAWeightAveraging(decay=0.9)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before us", "after us"])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False], ids=["before us", "after us"])
 @pytest.mark.parametrize("kind", ["WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging"])
 @pytest.mark.cell("Neighbours", "{kind} (averaged weights follow), resumed = uninterrupted, placed first: {first}")
 def test_averaged_copies_follow_and_resume(tmp_path, kind, first):

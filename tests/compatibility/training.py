@@ -70,6 +70,11 @@ def two_groups(model):
     return torch.optim.AdamW([{"params": decayed}, {"params": [p for n, p in named if n.endswith("bias")], "lr": 2e-3}])
 
 
+def one_cycle(optimizer, steps):
+    cycles = "momentum" in optimizer.defaults or "betas" in optimizer.defaults  # LBFGS has neither
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps, cycle_momentum=cycles)
+
+
 OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
     "adam": lambda model: torch.optim.Adam(model.parameters(), lr=1e-3),
@@ -77,7 +82,7 @@ OPTIMIZERS = {
     "lbfgs": lambda model: torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3),
 }
 SCHEDULES = {
-    "onecycle": lambda o, steps: (torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.01, total_steps=steps), "step"),
+    "onecycle": lambda o, steps: (one_cycle(o, steps), "step"),
     "warmup": lambda o, _: (torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 20)), "step"),
     "cosine": lambda o, steps: (torch.optim.lr_scheduler.CosineAnnealingLR(o, steps), "step"),
 }

@@ -125,7 +125,7 @@ def test_resumed_is_uninterrupted(tmp_path):
 
 @pytest.mark.cell("DDP (two processes, gloo)", "a checkpoint of DDP resumed in one process, and the reverse")
 def test_resumed_with_another_number_of_processes(tmp_path):
-    both(tmp_path / "two", epochs=2)
+    both(tmp_path / "two", epochs=3)
     model, run = Net(seed=5), trainer(tmp_path, ours(), max_epochs=3)
     run.fit(model, DataLoader(ByRank(), batch_size=16), ckpt_path=tmp_path / "two/1.ckpt")
     assert merges(run) == MERGED[:2]

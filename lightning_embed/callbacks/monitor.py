@@ -14,7 +14,8 @@ from lightning_embed.callbacks.recording import Observed, StepRecording
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
-from lightning_embed.surgery.measure import measure_layers
+from lightning_embed.surgery.features import collect_moments
+from lightning_embed.surgery.measure import measure_layers, measure_moments
 from lightning_embed.tape import Tape, from_plain, to_plain
 from lightning_embed.tape.tree import canonical_name
 
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 class EmbeddingMonitor(Callback):
     """Log, per hidden layer, how linear it acts, how many neurons are needed, and its gradient.
 
-    On every `every_n_steps`-th optimizer step, one training batch is recorded and replayed in eval mode:
+    On every `every_n_steps`-th optimizer step the layers are measured on its training batch, in eval mode: in the
+    step's own forward pass where the model computes the same in both modes, else in a replay of it:
 
     - `mpc/<layer>`: minimal Pearson correlation of pre- and post-activations (paper 000, eq. 5.1);
     - `depth`: hidden layers observed, `linear_layers`: those with MPC of at least `criteria.linearization`;
@@ -82,6 +84,7 @@ class EmbeddingMonitor(Callback):
         self._sampled_step = -1
         self._stepped: set[int] | None = None  # optimizers that stepped in the sampled step; None outside of it
         self._gradients: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}  # of the sampled step
         self._saved: dict[str, Any] | None = None
         self._history = RunHistory()
 
@@ -107,8 +110,10 @@ class EmbeddingMonitor(Callback):
         step = trainer.global_step
         # with several optimizers one batch takes several steps, and may pass over the multiple
         if step // self.every_n_steps != self._sampled_step // self.every_n_steps:
-            self._sampled_step, self._stepped = step, set()
-            self._recording.start(pl_module)
+            self._sampled_step, self._stepped, self._metrics = step, set(), {}
+            graph = self._observed.latest(pl_module)
+            alike = graph is not None and graph.modeless and pl_module.automatic_optimization
+            self._recording.start(pl_module, graph if alike else None)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The forward pass is over."""
@@ -121,6 +126,8 @@ class EmbeddingMonitor(Callback):
         del trainer
         if self._stepped is None or id(optimizer) in self._stepped:
             return
+        if pl_module.automatic_optimization:  # the weights are still those of the forward pass
+            self._sample(pl_module)
         held = {id(one) for group in optimizer.param_groups for one in group["params"]}
         mine = {name for name, one in pl_module.named_parameters() if id(one) in held and one.grad is not None}
         gradients = {name: gradient for name, gradient in named_gradients(pl_module).items() if name in mine}
@@ -136,17 +143,15 @@ class EmbeddingMonitor(Callback):
         """Measure what was recorded, and log."""
         del batch, batch_idx
         self._recording.stop()
-        tape = self._recording.take()
         if self._stepped is None:
             return
-        metrics, self._gradients = self._gradients, {}
-        if tape is not None:
-            metrics |= self._measure(pl_module, tape, widths=False)
-        metrics = agreed(trainer, metrics)
+        self._sample(pl_module)
+        metrics = agreed(trainer, self._gradients | self._metrics)
+        self._gradients, self._metrics = {}, {}
         if "grad_norm/l1" in metrics:
             self._stepped = None
         if metrics:
-            log_step(trainer, pl_module, metrics)
+            log_step(trainer, metrics)
             self._history.sample(self._sampled_step, metrics, outputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -169,12 +174,24 @@ class EmbeddingMonitor(Callback):
             self._history.look("now", module, tape, self.criteria.condensation)
             send_figures(trainer.loggers, self._history.file.path, step_axis(trainer))
 
+    def _sample(self, module: Any) -> None:
+        """Measure the step that was just recorded, once."""
+        tape = self._recording.take()
+        if tape is not None:
+            self._metrics |= self._measure(module, tape, widths=False)
+
     def _measure(self, module: Any, tape: Tape, *, widths: bool) -> dict[str, float]:
         """Measure a tape; what it shows as metrics, nothing (and a warning) where the model does not allow it."""
         try:
             with unlogged(module):
+                known = self._observed.latest(module)
                 graph = self._observed.graph(module, [tape])
-                found = measure_layers(module, graph, [tape], self.criteria, widths=widths)
+                if widths:
+                    found = measure_layers(module, graph, [tape], self.criteria)
+                else:
+                    # the step itself has shown all, unless it was of another kind than the one before
+                    collected = self._recording.collected if graph is known else None
+                    found = measure_moments(graph, collected or collect_moments(module, graph.layers, [tape]))
         except EmbeddingError as error:
             self._recording.warn("The model could not be measured", error)
             return {}

@@ -62,10 +62,17 @@ class Graph:
     """The hidden layers of a model, in the order of its modules, and the layers that were refused, with reasons.
 
     It holds names and no modules, so it fits every copy of the model. `print(graph)` shows it as a table.
+
+    Attributes:
+        layers: the hidden layers.
+        refused: why the other Linears and convolutions are none.
+        modeless: whether the model computes the same in train as in eval mode, so that a training step's own forward
+            pass shows what a replay would.
     """
 
     layers: tuple[HiddenLayer, ...]
     refused: dict[str, Reason]
+    modeless: bool = False
 
     def __getitem__(self, name: str) -> HiddenLayer:
         for layer in self.layers:
@@ -201,7 +208,8 @@ def _graph(
             refused[name] = found
         else:
             layers.append(found)
-    return Graph(tuple(layers), refused)
+    alike = not failure and all(map(Observation.equals, evaluated, trained))
+    return Graph(tuple(layers), refused, alike)
 
 
 def _layer(

@@ -120,6 +120,24 @@ class Observation:
     lost: dict[int, str] = field(default_factory=dict)  # origin -> module in which it was lost from sight
     hidden_uses: dict[str, str] = field(default_factory=dict)  # parameter -> module that used it out of sight
 
+    def equals(self, other: Observation) -> bool:
+        """Whether another replay called the same functions in the same way, and all layers computed the same values."""
+
+        def called(seen: Observation) -> list[Any]:
+            return [
+                (function_name(one.function), repr((one.args, one.kwargs)), one.results, one.writes)
+                for one in seen.events
+            ]
+
+        return (
+            called(self) == called(other)
+            and [one.layer for one in self.calls] == [one.layer for one in other.calls]
+            and all(
+                torch.equal(mine.given, theirs.given) and torch.equal(mine.pre, theirs.pre)
+                for mine, theirs in zip(self.calls, other.calls, strict=True)
+            )
+        )
+
 
 class Observer(TorchFunctionMode):
     """Replays one tape on a model and notes every function call, module call and value."""

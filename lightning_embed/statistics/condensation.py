@@ -115,8 +115,11 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     numbers = torch.nonzero(directed).flatten()
     groups = [[neuron] for neuron in torch.nonzero(~directed).flatten().tolist()]
     for part in _parts(rows[numbers], threshold, absolute):
-        group = _linked if len(part) <= WHOLE else _in_turn
         members = numbers[part].tolist()
+        if len(members) == 1:
+            groups.append(members)
+            continue
+        group = _linked if len(part) <= WHOLE else _in_turn
         groups += [[members[at] for at in one] for one in group(rows[members], threshold, absolute)]
     return sorted(groups)
 
@@ -149,8 +152,6 @@ def _parts(rows: Tensor, threshold: float, absolute: bool) -> list[Tensor]:
 
 def _linked(rows: Tensor, threshold: float, absolute: bool) -> list[list[int]]:
     """Complete linkage of all rows at once."""
-    if len(rows) < 2:
-        return [[0]]
     from scipy.cluster.hierarchy import fcluster, linkage  # takes half a second to import
     from scipy.spatial.distance import squareform
 

@@ -37,6 +37,21 @@ def check_pair(pre: Tensor, post: Tensor) -> None:
         raise InputError("`pre` holds no samples; leave empty batches out.")
 
 
+def _chunks(values: Tensor) -> Sequence[Tensor]:
+    if values.device.type != "cpu":  # there the number of kernels counts, not the cache
+        return (values,)
+    chunks: Sequence[Tensor] = values.split(max(1, _CHUNK_ELEMENTS // max(1, values.shape[1])))
+    return chunks
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean of every column, in double precision, shape (neurons,)."""
+    total = values.new_zeros(values.shape[1], dtype=torch.float64)
+    for chunk in _chunks(values):
+        total += chunk.sum(0, dtype=torch.float64)
+    return total / len(values)
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     r"""Count, first and second moments of (pre, post), neuron by neuron.
@@ -91,19 +106,22 @@ class Moments:
         """
         check_pair(pre, post)
         pre, post = pre.detach(), post.detach()
-        return cls._sum(pre, post, pre.mean(0, dtype=torch.float64), post.mean(0, dtype=torch.float64))
+        return cls._sum(pre, post, _mean(pre), _mean(post))
 
     @classmethod
     def _sum(cls, pre: Tensor, post: Tensor, shift_pre: Tensor, shift_post: Tensor) -> "Moments":
         samples, neurons = pre.shape
-        # On an accelerator the number of kernels counts, not the cache.
-        rows = max(1, _CHUNK_ELEMENTS // max(1, neurons)) if pre.device.type == "cpu" else samples
         sums = pre.new_zeros((5, neurons), dtype=torch.float64)
-        for start in range(0, samples, rows):
-            x = pre[start : start + rows].double() - shift_pre
-            y = post[start : start + rows].double() - shift_post
-            sums += torch.stack([values.sum(0) for values in (x, y, x * x, y * y, x * y)])
         sum_pre, sum_post, square_pre, square_post, cross = sums.unbind()
+        for some_pre, some_post in zip(_chunks(pre), _chunks(post), strict=True):
+            # fresh memory is what costs, so all but one product is made in place
+            x = some_pre.to(torch.float64, copy=True).sub_(shift_pre)
+            y = some_post.to(torch.float64, copy=True).sub_(shift_post)
+            sum_pre += x.sum(0)
+            sum_post += y.sum(0)
+            cross += (x * y).sum(0)
+            square_pre += x.square_().sum(0)
+            square_post += y.square_().sum(0)
         return cls(
             samples,
             shift_pre,

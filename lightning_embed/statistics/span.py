@@ -103,6 +103,18 @@ class Weighted:
         """W G, without a G, shape (outputs, neurons)."""
         return self.weight @ self.rows.T @ self.rows / len(self.rows)
 
+    def reading(self, gram: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A matrix whose square (its transpose times itself) is that of W G, and the trace of W G Wᵀ; G if at hand.
+
+        It has as many rows as there are outputs or samples, whichever are fewer.
+        """
+        samples, width = self.rows.shape
+        if samples < min(len(self.weight), width):
+            sent = self.weight @ self.rows.T
+            return torch.linalg.qr(sent, mode="r").R @ self.rows / samples, sent.square().sum() / samples
+        received = self.weight @ gram if gram is not None else self.received()
+        return received, (received * self.weight).sum()
+
 
 def weighted(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> Weighted:
     """Check features and weights and bring them into common units; `intercept` as in `span_order`."""
@@ -139,9 +151,8 @@ def _greedy(given: Weighted, tolerance: float, most: int | None) -> Span:
     samples, width = given.rows.shape
     whole = width <= WHOLE
     gram = given.gram() if whole else None
-    received = given.weight @ gram if gram is not None else given.received()
+    received, total = given.reading(gram)
     read = received.T @ received if whole else None
-    total = (received * given.weight).sum()
     gram_diagonal, read_diagonal = given.variance.clone(), received.square().sum(0)
     read_floor = width * torch.finfo(received.dtype).eps * read_diagonal.amax()
     bound = min(samples, width, width if most is None else most)  # of the rank

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from lightning_embed.errors import InputError
 from lightning_embed.graph import HiddenLayer, Layer, Layout, input_layout, output_layout
-from lightning_embed.statistics import Moments
+from lightning_embed.statistics import Moments, update_moments
 from lightning_embed.surgery.edit import submodule
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.recorder import in_backward
@@ -68,6 +69,10 @@ class Features:
         return bool(torch.isfinite(self.pre).all() and torch.isfinite(self.post).all())
 
 
+def _cap(tapes: Sequence[Tape]) -> int:
+    return max(1, MAX_ROWS // max(1, len(tapes)))
+
+
 def thinned(value: Tensor, cap: int, layout: Layout = Layout(-1)) -> Tensor:  # noqa: B008  # it is frozen
     """A copy of a value as (rows, width), thinned evenly to about `cap` rows.
 
@@ -85,6 +90,93 @@ def stride(rows: int, cap: int) -> int:
     return step
 
 
+class MomentCollector:
+    """Sums up the pre and post of hidden layers, call by call, while a model runs between `start` and `stop`.
+
+    Nothing but sums is kept and nothing is raised, so it may look on during a training step. Calls made inside a
+    backward pass are ignored.
+
+    Args:
+        model: the model that will run.
+        layers: of its graph.
+        cap: rows that count in one call; more are thinned evenly.
+
+    Attributes:
+        moments: of pre and post, by layer; where pooling lies between, of post alone. Layers never called are absent.
+        unpaired: those where pooling lies between.
+        error: what went wrong; the moments are of no use then.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[HiddenLayer], cap: int = MAX_ROWS) -> None:
+        self.moments: dict[str, Moments] = {}
+        self.unpaired: set[str] = set()
+        self.error: Exception | None = None
+        self._model, self._layers, self._cap = model, layers, cap
+        self._waiting: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+        self._hooks = ExitStack()
+
+    def start(self) -> Self:
+        """Put hooks on the layers and on those that read them."""
+        for layer in self._layers:
+            producer, consumer = submodule(self._model, layer.name), submodule(self._model, layer.consumers[0])
+            kept, added = self._looking(partial(self._keep, layer)), self._looking(partial(self._add, layer))
+            self._hooks.callback(producer.register_forward_hook(kept, with_kwargs=True).remove)
+            self._hooks.callback(consumer.register_forward_pre_hook(added, with_kwargs=True).remove)
+        return self
+
+    def stop(self) -> None:
+        """Take the hooks off. Calling it again does nothing."""
+        self._hooks.close()
+        if any(self._waiting.values()):
+            self.error = self.error or InputError("a layer's output was not read")
+        self._waiting = {}
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _looking(self, look: Callable[..., None]) -> Callable[..., None]:
+        def hook(*seen: Any) -> None:
+            if in_backward() or self.error is not None:
+                return
+            try:
+                with torch._C.DisableTorchFunction(), torch.no_grad():  # recorders shall not see what is done here
+                    look(*seen)
+            except Exception as error:  # noqa: BLE001  # the training goes on
+                self.error = error
+
+        return hook
+
+    def _keep(self, layer: HiddenLayer, module: Layer, _args: Any, _kwargs: Any, output: Tensor) -> None:
+        self._waiting[layer.name].append(thinned(output.detach(), self._cap, output_layout(module)))
+
+    def _add(self, layer: HiddenLayer, module: Layer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (given,) = (*args, *kwargs.values())
+        post = input_layout(module, layer.width).rows(given.detach())
+        post = post[:: stride(len(post), self._cap)]
+        pre = self._waiting[layer.name].pop(0)
+        if pre.shape != post.shape:
+            self.unpaired.add(layer.name)
+            pre = post
+        self.moments[layer.name] = update_moments(self.moments.get(layer.name), pre, post)
+
+
+def collect_moments(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape]) -> MomentCollector:
+    """Replay tapes and sum up what hidden layers compute.
+
+    Raises:
+        InputError: a layer could not be summed up.
+    """
+    with MomentCollector(model, layers, _cap(tapes)) as collector:
+        for tape in tapes:
+            replay(model, tape)
+    if collector.error is not None:
+        raise InputError(f"The hidden layers could not be measured: {collector.error}") from collector.error
+    return collector
+
+
 @contextmanager
 def _hooked(handles: Iterable[Any]) -> Iterator[None]:
     handles = list(handles)
@@ -99,7 +191,7 @@ def collect_features(
     model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape], *, power: bool = True
 ) -> dict[str, Features]:
     """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
-    cap = max(1, MAX_ROWS // max(1, len(tapes)))
+    cap = _cap(tapes)
     found: dict[str, dict[str, list[Tensor]]] = {
         layer.name: {"pre": [], "power": [], "rows": [], **{name: [] for name in layer.consumers}} for layer in layers
     }
@@ -164,7 +256,7 @@ def output_gradients(
     Its square has the sum over outputs of the squared derivatives as its mean. Where positions are thinned, those that
     stay stand for all. All zero where the outputs are detached.
     """
-    cap = max(1, MAX_ROWS // max(1, len(tapes)))
+    cap = _cap(tapes)
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
     leaves: dict[tuple[str, str], list[Tensor]] = {}

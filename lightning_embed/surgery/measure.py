@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, legend
 from lightning_embed.statistics import (
+    Moments,
     augmented_weights,
     cosine_groups,
     mpc_of_moments,
@@ -19,7 +20,7 @@ from lightning_embed.statistics import (
 )
 from lightning_embed.surgery.criteria import Criteria
 from lightning_embed.surgery.edit import submodule
-from lightning_embed.surgery.features import Features, collect_features
+from lightning_embed.surgery.features import Features, MomentCollector, collect_features
 from lightning_embed.tape import Tape
 
 _ENTRIES = 2**24  # of weights that are taken to double precision at a time
@@ -99,41 +100,63 @@ class Measurement:
         return "\n".join([table, *left_alone, *legend(reasons)])
 
 
-def measure_layers(
-    model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria, *, widths: bool = True
-) -> Measurement:
-    """Measure every hidden layer of a graph on tapes; `widths=False` leaves out the costlier kept widths."""
+def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria) -> Measurement:
+    """Measure every hidden layer of a graph on tapes."""
     layers = list(graph.layers)
     features = collect_features(model, layers, tapes, power=False) if layers else {}
-    measured = tuple(
-        _measure(model, layer, features[layer.name], criteria, widths=widths)
-        for layer in layers
-        if layer.name in features
+    measured = []
+    for layer in layers:
+        if layer.name in features:
+            found = features[layer.name]
+            cosine, span = _widths(model, layer, found, criteria)
+            measured.append(_layer(layer, found.moments, paired=found.paired, cosine=cosine, span=span))
+    return _measurement(graph, measured)
+
+
+def measure_moments(graph: Graph, collected: MomentCollector) -> Measurement:
+    """What collected moments tell of every hidden layer of a graph: all but the kept widths."""
+    return _measurement(
+        graph,
+        [
+            _layer(layer, collected.moments[layer.name], paired=layer.name not in collected.unpaired)
+            for layer in graph.layers
+            if layer.name in collected.moments
+        ],
     )
-    return Measurement(measured, tuple((name, str(reason)) for name, reason in graph.refused.items()))
 
 
-def _measure(
-    model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria, *, widths: bool
+def _measurement(graph: Graph, layers: Sequence[LayerMeasurement]) -> Measurement:
+    return Measurement(tuple(layers), tuple((name, str(reason)) for name, reason in graph.refused.items()))
+
+
+def _layer(
+    layer: HiddenLayer, moments: Moments, *, paired: bool, cosine: int | None = None, span: int | None = None
 ) -> LayerMeasurement:
+    return LayerMeasurement(
+        layer=layer.name,
+        width=layer.width,
+        constant=int(moments.constant.sum()),
+        mpc=float(mpc_of_moments(moments)) if paired else None,
+        width_cosine=cosine,
+        width_span=span,
+        merge_neurons=layer.merge_neurons or "",
+        merge_layer=layer.merge_layer or "",
+    )
+
+
+def _widths(
+    model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria
+) -> tuple[int | None, int | None]:
+    """How many neurons condensation and the span criterion would keep."""
     cosine = span = None
-    if widths and features.finite and bool(torch.isfinite(consumer_weight(model, layer)).all()):
+    if features.finite and bool(torch.isfinite(consumer_weight(model, layer)).all()):
         vectors = condensation_vectors(model, layer)
         if vectors is not None and criteria.condensation is not None:
             cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))
         if criteria.span is not None:
             weight = consumer_weight(model, layer)
             span = len(span_order(features.post, weight, criteria.span, intercept=layer.intercept).kept)
-    return LayerMeasurement(
-        layer=layer.name,
-        width=layer.width,
-        constant=int(features.constant.sum()),
-        mpc=float(mpc_of_moments(features.moments)) if features.paired else None,
-        width_cosine=cosine,
-        width_span=span,
-        merge_neurons=layer.merge_neurons or "",
-        merge_layer=layer.merge_layer or "",
-    )
+    return cosine, span
 
 
 def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:

@@ -5,12 +5,17 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import lightning_embed as le
 from lightning_embed.callbacks import EmbeddingMonitor
+from lightning_embed.callbacks.recording import Observed
+from lightning_embed.surgery import features
+from lightning_embed.tape import replay
 from tests.callbacks.runs import Planted, loader, trainer
 
 
@@ -39,12 +44,12 @@ def test_metrics_reach_tensorboard_csv_and_other_callbacks(tmp_path):
 
 
 def test_mpc_is_that_of_the_batch(tmp_path):
-    model, monitor = Planted(), EmbeddingMonitor(every_n_steps=1)
+    model, reference, monitor = Planted(), Planted(), EmbeddingMonitor(every_n_steps=1)
     run = trainer(tmp_path, [monitor], max_steps=1, max_epochs=-1)
     data = loader(batch_size=64)
     run.fit(model, data)
     x = next(iter(data))[0]
-    pre = model.net[0](x)
+    pre = reference.net[0](x)  # before the step, as the gradient
     expected = le.minimal_pearson_correlation(pre, pre.tanh())
     assert run.callback_metrics["mpc/net.0"] == pytest.approx(expected.item(), abs=1e-6)
 
@@ -70,16 +75,106 @@ class Noisy(Planted):
         return torch.nn.functional.dropout(self.net(x), 0.2, self.training)
 
 
-def test_training_with_and_without_the_monitor_ends_bit_equal(tmp_path):
+@pytest.mark.parametrize("kind", [Noisy, Planted])
+def test_training_with_and_without_the_monitor_ends_bit_equal(tmp_path, kind):
     ends = []
     for callbacks in ([], [EmbeddingMonitor(every_n_steps=2)]):
-        model = Noisy()
+        model = kind()
         torch.manual_seed(7)
         trainer(tmp_path, callbacks, max_epochs=3).fit(model, loader())
         ends.append([one.detach().clone() for one in model.parameters()])
         assert model.training
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+class Varied(Planted):
+    """Whatever may be between layers: in-place functions, a layer called twice, a checkpointed block, pooled maps."""
+
+    def __init__(self, kind: str):
+        super().__init__("lbfgs" if kind == "lbfgs" else "adam")
+        self.kind = kind
+        if kind == "in place":
+            self.net[1] = nn.ReLU(inplace=True)
+        if kind == "pooled":
+            self.maps = nn.Sequential(
+                nn.Conv1d(1, 5, 3, padding=1), nn.Tanh(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(10, 4)
+            )
+        if kind == "batch norm":
+            self.net[1] = nn.Sequential(nn.BatchNorm1d(12), nn.Tanh())
+        if kind == "dropout":
+            self.net[1] = nn.Sequential(nn.Tanh(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        if self.kind == "twice":
+            return self.net(x) + self.net(-x)
+        if self.kind == "checkpointed":
+            return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)
+        if self.kind == "outermost":
+            return self.net[4](self.net[2](self.net[0](x).tanh()).clamp(-50.0, 50.0))
+        return self.net(self.maps(x[:, None]) if self.kind == "pooled" else x)
+
+    def configure_optimizers(self):
+        if self.kind == "lbfgs":
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+        return super().configure_optimizers()
+
+
+def measured(folder, kind, monkeypatch, **options):
+    """All that a run logs, its last weights, and how many steps were replayed."""
+    replays = []
+    monkeypatch.setattr(features, "replay", lambda *args, **kwargs: replays.append(replay(*args, **kwargs)))
+    logger, model = CSVLogger(folder, "", ""), Varied(kind)
+    run = trainer(folder, [EmbeddingMonitor(every_n_steps=2)], max_epochs=2, logger=logger, **options)
+    run.fit(model, loader())
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file)), list(model.parameters()), len(replays)
+
+
+@pytest.mark.filterwarnings("ignore:The correlation")  # bfloat16 is coarse
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("plain", {}),
+        ("in place", {}),
+        ("twice", {}),
+        ("checkpointed", {}),
+        ("outermost", {}),
+        ("pooled", {}),
+        ("lbfgs", {}),
+        ("plain", {"accumulate_grad_batches": 2}),
+        ("plain", {"precision": "bf16-mixed"}),
+    ],
+)
+def test_the_steps_own_forward_pass_shows_what_a_replay_would(tmp_path, monkeypatch, kind, options):
+    shown = measured(tmp_path / "shown", kind, monkeypatch, **options)
+    monkeypatch.setattr(Observed, "latest", lambda *_: None)
+    replayed = measured(tmp_path / "replayed", kind, monkeypatch, **options)
+    assert shown[0] == replayed[0]
+    assert all(torch.equal(a, b) for a, b in zip(shown[1], replayed[1], strict=True))
+    steps, epochs = (4 if options.get("accumulate_grad_batches") else 8), 2
+    assert (shown[2], replayed[2]) == (1 + epochs, steps + epochs)  # the first sample, and the widths of each epoch
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "dropout"])
+def test_a_model_with_two_modes_is_replayed(tmp_path, monkeypatch, kind):
+    assert measured(tmp_path, kind, monkeypatch)[2] == 8 + 2
+
+
+def test_looking_on_may_fail_without_harm(tmp_path, monkeypatch):
+    expected = measured(tmp_path / "sound", "plain", monkeypatch)
+    add = features.MomentCollector._add
+
+    def failing(self, layer, module, args, kwargs):
+        if args[0].requires_grad:  # in the training step, where nothing may fail
+            raise MemoryError
+        add(self, layer, module, args, kwargs)
+
+    monkeypatch.setattr(features.MomentCollector, "_add", failing)
+    found = measured(tmp_path / "failing", "plain", monkeypatch)
+    assert found[0] == expected[0]
+    assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+    assert found[2] == 8 + 2
 
 
 def test_a_failing_step_leaves_no_hook_behind(tmp_path):

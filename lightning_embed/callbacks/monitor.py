@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import suppress
 from typing import Any
 
 from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, step_axis, unlogged
@@ -210,8 +209,10 @@ class EmbeddingMonitor(Callback):
         """The latest sample, so that a resumed run measures what an uninterrupted one would, as plain data."""
         tape, plain = self._recording.last, None
         if tape is not None and tape.nbytes <= self.checkpoint_mib * 2**20:
-            with suppress(InputError):  # it holds things that are not plain data
+            try:
                 plain = to_plain(tape)
+            except InputError as error:
+                self._recording.warn("A run resumed from this checkpoint measures widths after its first sample", error)
         return {"sampled_step": self._sampled_step, "tape": plain}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

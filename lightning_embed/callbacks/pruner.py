@@ -34,10 +34,12 @@ class EmbeddingPruner(_trainer.Callback):
     `lightning_embed.surgery.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow. Under
     DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
 
-    What happened is in `records`, in the run's log folder as `merges.jsonl` and in its `history.jsonl`, in the
-    loggers that take text (TensorBoard, W&B, MLflow, Comet), and in every checkpoint. Checkpoints describe their own
-    architecture: they load into a model built at its original size. They also hold the calibration data recorded so
-    far, so that a resumed run merges as an uninterrupted one would.
+    What was merged is in `records` (with what the latest event refused) and in every checkpoint; what every event did
+    and refused is in the run's log folder as `merges.jsonl` and in its `history.jsonl`, and in the loggers that take
+    text (TensorBoard, W&B, MLflow, Comet). With `ddp_spawn`, `records` stays with the processes that trained;
+    `lightning_embed.attach(model).history` comes back with the weights. Checkpoints describe their own architecture:
+    they load into a model built at its original size. They also hold the calibration data recorded so far, so that a
+    resumed run merges as an uninterrupted one would.
 
     Args:
         criteria: thresholds that nominate.
@@ -51,7 +53,8 @@ class EmbeddingPruner(_trainer.Callback):
         checkpoint_mib: how much of them a checkpoint may hold, in MiB; with more, or with 0 where the data are private,
             it holds none, and a resumed run merges once it has recorded anew.
         rate_factor: multiplies all learning rates after an event that merged something (and where schedulers start
-            from); 1 leaves them as they are.
+            from); 1 leaves them as they are. SGD near its largest stable rate needs about 0.25, because the loss
+            becomes sharper as gradients of merged neurons add up; Adam needs none.
         seed: of the random combination of outputs that weights the fits; every event draws from (seed, step).
 
     Raises:
@@ -264,8 +267,8 @@ class EmbeddingPruner(_trainer.Callback):
         return records
 
     def _note(self, trainer: Any, pl_module: Any, records: Sequence[Record]) -> None:
-        """Keep, write down and tell what happened."""
-        self.records.extend(records)
+        """Keep, write down and tell what happened; of what was refused, the latest event's: the run may be long."""
+        self.records = [*(one for one in self.records if one.done), *records]
         self._groups = _trainer.group_names(trainer, pl_module)
         if any(record.done for record in records) and self.rate_factor != 1.0:
             _trainer.scale_rates(trainer, self.rate_factor)
@@ -285,8 +288,10 @@ class EmbeddingPruner(_trainer.Callback):
         if directory is None or not records or not trainer.is_global_zero:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "merges.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record.to_dict()) + "\n" for record in records)
+        with (directory / "merges.jsonl").open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            known = set(file)  # a run that was interrupted and resumed in the same folder comes by here again
+            file.writelines(line for line in (json.dumps(one.to_dict()) + "\n" for one in records) if line not in known)
 
     # checkpoint
 

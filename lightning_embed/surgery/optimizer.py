@@ -78,7 +78,7 @@ class Fresh:
 
     def seed(self, key: str, value: Tensor, bias_value: Tensor | None) -> Tensor:
         """A state tensor of the product: zero, or the independence estimate of a second moment."""
-        fresh = torch.zeros_like(self.new, dtype=value.dtype)
+        fresh = torch.zeros_like(self.new, dtype=value.dtype, device=value.device)
         if key not in _SECOND:
             return fresh
         power = self.input_power.to(device=value.device, dtype=torch.float64)

@@ -177,11 +177,11 @@ def test_looking_on_may_fail_without_harm(tmp_path, monkeypatch):
     assert found[2] == 8 + 2
 
 
-def test_a_failing_step_leaves_no_hook_behind(tmp_path):
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_failing_step_leaves_no_hook_behind(tmp_path, at):
     class Failing(Planted):
-        def training_step(self, batch, _):
-            self(batch[0])
-            raise ZeroDivisionError
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (1 // (at - batch_idx))
 
     model = Failing()
     with pytest.raises(ZeroDivisionError):

@@ -145,6 +145,29 @@ def test_callbacks_that_cannot_follow_are_named(tmp_path, other):
         trainer(tmp_path, [EmbeddingPruner(), other]).fit(Planted(), loader())
 
 
+def test_an_event_that_comes_again_after_a_resume_is_written_once(tmp_path):
+    def run(**options):
+        pruner = EmbeddingPruner(**EXACT)
+        saving = ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1)
+        fitted = trainer(tmp_path, [pruner, saving], logger=CSVLogger(tmp_path, "", ""), enable_checkpointing=True)
+        fitted.fit(Planted(), loader(), **options)
+        return (tmp_path / "merges.jsonl").read_text()
+
+    told = run()
+    first = json.loads(told.splitlines()[0])["epoch"]
+    assert run(ckpt_path=tmp_path / f"epoch={first - 1}.ckpt") == told
+
+
+def test_private_data_stay_out_of_checkpoints(tmp_path):
+    saving = ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=1, save_top_k=-1)
+    callbacks = [EmbeddingPruner(**EXACT, checkpoint_mib=0), EmbeddingMonitor(checkpoint_mib=0), saving]
+    trainer(tmp_path, callbacks, enable_checkpointing=True, max_epochs=2).fit(Planted(), loader())
+    for file in tmp_path.glob("*.ckpt"):
+        saved = torch.load(file, weights_only=True)["callbacks"]
+        assert saved["EmbeddingPruner"]["tapes"] == []
+        assert saved["EmbeddingMonitor"]["tape"] is None
+
+
 def test_what_was_merged_before_an_error_is_kept_on_record(tmp_path, monkeypatch):
     def fail(self):
         raise le.ReplayError("as planned")

@@ -25,6 +25,9 @@ FOOT = """
 - **DDP communication hooks with a state** (PowerSGD, post-local SGD): merging raises at setup.
 - **A forward that communicates between processes**: merges replay the model in the first process alone, so such a
   forward would wait there for ever. It is not detected.
+- **A `configure_optimizers` that names a layer which has been merged away**, or has an optimizer for such layers alone:
+  on resume it runs on the merged model, finds no such parameter and fails. Ask for what is there: `self.parameters()`,
+  or groups made with `for name, one in self.named_parameters()`.
 - **torch's own DataLoader, resumed in mid-epoch**, begins the epoch's data anew, in Lightning itself; a loader with
   `state_dict` (torchdata's `StatefulDataLoader`) goes on where it was.
 """

@@ -134,6 +134,7 @@ def main(folder, options):
     )
     run.fit(model, DataLoader(ByRank(), batch_size=16), ckpt_path=options.get("ckpt"))
     found = {"parameters": {name: one.detach().clone() for name, one in model.named_parameters()}}
+    found["history"] = le.attach(model).history
     if run.optimizers:  # not in the process that only started others
         found |= {"outcome": outcome(run, model), "merges": merges(run)}
         found["records"] = [one.to_dict() for one in run.callbacks[2 + ("fail" in options)].records]

@@ -78,6 +78,28 @@ def test_our_loader(trained, name):
     assert all(torch.equal(one, saved[key]) for key, one in model.named_parameters())
 
 
+class Late(Net):
+    """Builds its layers when Lightning asks for them."""
+
+    def __init__(self):
+        super().__init__()
+        del self.net
+
+    def configure_model(self):
+        if not hasattr(self, "net"):
+            self.net = Net().net
+
+
+@pytest.mark.cell("Checkpoints", "layers built in configure_model: fit, test and our loader")
+def test_layers_built_late(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="late", every_n_epochs=5)
+    run = trainer(tmp_path, [*ours(), saving], max_epochs=5, enable_checkpointing=True)
+    run.fit(Late(), Batches())
+    fresh = Late()
+    trainer(tmp_path, ours()).test(fresh, Batches(), ckpt_path=tmp_path / "late.ckpt", verbose=False)
+    assert widths(fresh) == widths(le.load_from_checkpoint(Late, tmp_path / "late.ckpt")) == SMALL
+
+
 @pytest.mark.cell("Checkpoints", "save_weights_only=True")
 def test_weights_only_files_hold_the_architecture(trained, tmp_path):
     folder, _, _ = trained

@@ -104,6 +104,7 @@ def test_spawned_processes_hand_the_merged_weights_back(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / "run" / f"{name}.pt", weights_only=False) for name in ("main",)]
     assert ranks[0]["parameters"]["net.0.weight"].shape == (3, 4)
+    assert ranks[0]["history"]
 
 
 @pytest.mark.slow

@@ -162,6 +162,19 @@ def test_other_optimizers_train_on(name):
         assert optimizer.state[parameter]
 
 
+def test_state_that_nothing_is_known_of_starts_anew():
+    model = mlp(3, 4, 2)
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), 0.1)
+    gather(model, optimizer)
+    for parameter in model.parameters():
+        optimizer.state[parameter]["average"] = parameter.detach().clone()  # of weights, say: no row of it would do
+    le.apply(model, plan(neuron_merge(model, [[0, 1]])), optimizers=optimizer)
+    assert not optimizer.state[model[0].weight]
+    assert not optimizer.state[model[2].weight]
+    assert torch.equal(optimizer.state[model[2].bias]["average"], model[2].bias)
+    gather(model, optimizer)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", ["adam", "adamax"])
 def test_a_merged_layers_state_is_the_independence_estimate_at_the_old_step_count(name, bias):

@@ -23,6 +23,7 @@ from lightning_embed.errors import InputError
 
 Groups = list[list[list[str | None]]]
 Agreed = TypeVar("Agreed")
+Held = TypeVar("Held")
 
 _NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -69,6 +70,18 @@ _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")
 _OFFLINE = "Train without EmbeddingPruner (EmbeddingMonitor may stay) and call lightning_embed.prune afterwards."
 
 
+def is_sharded(trainer: Any) -> bool:
+    """Whether the strategy spreads parameters over processes, so that only all of them together can run the model."""
+    return any(word in kind.__name__ for kind in type(trainer.strategy).__mro__ for word in _SHARDED)
+
+
+def all_have(trainer: Any, mine: Held | None) -> Held | None:
+    """What this process has, if all have theirs, where only all together can run the model; elsewhere what it has."""
+    if is_sharded(trainer) and not trainer.strategy.reduce_boolean_decision(mine is not None):
+        return None
+    return mine
+
+
 def check_supported(trainer: Any, *, attached: bool) -> None:
     """Refuse, at setup, the set-ups in which a merge would break training.
 
@@ -84,7 +97,7 @@ def check_supported(trainer: Any, *, attached: bool) -> None:
     strategy = trainer.strategy
     kinds = [kind.__name__ for kind in type(strategy).__mro__]
     name = kinds[0]
-    if any(word in kind for kind in kinds for word in _SHARDED):
+    if is_sharded(trainer):
         raise misconfiguration(f"EmbeddingPruner cannot merge parameters that {name} shards. {_OFFLINE}")
     if trainer.world_size > 1 and "DDPStrategy" not in kinds:
         raise misconfiguration(
@@ -298,10 +311,12 @@ __all__ = [
     "Callback",
     "Groups",
     "agreed",
+    "all_have",
     "averaged_copies",
     "check_optimizers",
     "check_supported",
     "group_names",
+    "is_sharded",
     "log_directory",
     "log_epoch",
     "log_step",

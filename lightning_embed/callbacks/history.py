@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_embed.callbacks._trainer import log_directory, unlogged
+from lightning_embed.callbacks._trainer import is_sharded, log_directory, unlogged
 from lightning_embed.errors import EmbeddingError
 from lightning_embed.graph import observe
 from lightning_embed.reporting.environment import environment
@@ -88,6 +88,8 @@ class RunHistory:
         """A snapshot of the model at the start or the end, or now, on the first tape that there was."""
         if self.file is None or tape is None or (when == "start" and self._tape is not None):
             return
+        if is_sharded(self._trainer):
+            return  # this process cannot run the model alone
         self._tape = self._tape or tape
         shot = take(module, [self._tape], (), threshold)
         if shot is not None:

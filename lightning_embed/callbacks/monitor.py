@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from lightning_embed.callbacks._trainer import Callback, agreed, log_epoch, log_step, step_axis, unlogged
+from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_epoch, log_step, step_axis, unlogged
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import Observed, StepRecording
@@ -122,11 +122,10 @@ class EmbeddingMonitor(Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are complete here, unscaled and not yet clipped; of several steps (LBFGS) the first counts."""
-        del trainer
         if self._stepped is None or id(optimizer) in self._stepped:
             return
         if pl_module.automatic_optimization:  # the weights are still those of the forward pass
-            self._sample(pl_module)
+            self._sample(trainer, pl_module)
         held = {id(one) for group in optimizer.param_groups for one in group["params"]}
         mine = {name for name, one in pl_module.named_parameters() if id(one) in held and one.grad is not None}
         gradients = {name: gradient for name, gradient in named_gradients(pl_module).items() if name in mine}
@@ -144,7 +143,7 @@ class EmbeddingMonitor(Callback):
         self._recording.stop()
         if self._stepped is None:
             return
-        self._sample(pl_module)
+        self._sample(trainer, pl_module)
         metrics = agreed(trainer, self._gradients | self._metrics)
         self._gradients, self._metrics = {}, {}
         if "grad_norm/l1" in metrics:
@@ -156,8 +155,8 @@ class EmbeddingMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Count the neurons that the criteria would keep."""
         self._recording.stop()  # a step that was skipped has no end
-        tape = self._recording.last
-        metrics = agreed(trainer, {} if tape is None else self._measure(pl_module, tape, widths=True))
+        tape = all_have(trainer, self._recording.last)
+        metrics = agreed(trainer, {} if tape is None else self._measure(trainer, pl_module, tape, widths=True))
         self._keep(trainer, pl_module, metrics, tape)
         shown: dict[str, float] = {name: metrics.pop(name) for name in ("depth", "width") if name in metrics}
         log_epoch(pl_module, metrics)
@@ -173,13 +172,13 @@ class EmbeddingMonitor(Callback):
             self._history.look("now", module, tape, self.criteria.condensation)
             send_figures(trainer.loggers, self._history.file.path, step_axis(trainer))
 
-    def _sample(self, module: Any) -> None:
+    def _sample(self, trainer: Any, module: Any) -> None:
         """Measure the step that was just recorded, once."""
-        tape = self._recording.take()
+        tape = all_have(trainer, self._recording.take())
         if tape is not None:
-            self._metrics |= self._measure(module, tape, widths=False)
+            self._metrics |= self._measure(trainer, module, tape, widths=False)
 
-    def _measure(self, module: Any, tape: Tape, *, widths: bool) -> dict[str, float]:
+    def _measure(self, trainer: Any, module: Any, tape: Tape, *, widths: bool) -> dict[str, float]:
         """Measure a tape; what it shows as metrics, nothing (and a warning) where the model does not allow it."""
         try:
             with unlogged(module):
@@ -189,11 +188,15 @@ class EmbeddingMonitor(Callback):
                     found = measure_layers(module, graph, [tape], self.criteria)
                 else:
                     # the step itself has shown all, unless it was of another kind than the one before
-                    collected = self._recording.collected if graph is known else None
+                    collected = all_have(trainer, self._recording.collected if graph is known else None)
                     found = measure_moments(graph, collected or collect_moments(module, graph.layers, [tape]))
-        except EmbeddingError as error:
-            self._recording.warn("The model could not be measured", error)
+        except Exception as error:  # noqa: BLE001  # whatever a model does, its training goes on
+            why = error if isinstance(error, EmbeddingError) else f"{type(error).__name__}: {error}"
+            self._recording.warn("The model could not be measured", why)
             return {}
+        if not found.layers and found.refused:
+            why = "; ".join(f"{name}: {reason}" for name, reason in found.refused)
+            self._recording.warn("No hidden layer can be measured", why)
         self.measurement = found
         metrics = {"depth": float(found.depth)}
         if widths:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_embed.errors import EmbeddingError
 from lightning_embed.graph import Graph, observe
@@ -97,8 +98,8 @@ class Observed:
 
 
 def _state(module: nn.Module) -> Any:
-    """Names and shapes of the parameters, and the modes: a graph holds as long as they stay."""
+    """Names and shapes of the parameters, modes, rates of dropout: a graph holds as long as they stay."""
     return (
         [(name, one.shape) for name, one in module.named_parameters()],
-        [one.training for one in module.modules()],
+        [(one.training, one.p if isinstance(one, _DropoutNd) else None) for one in module.modules()],
     )

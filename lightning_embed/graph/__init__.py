@@ -8,6 +8,7 @@ from lightning_embed.graph.layout import (
     input_layout,
     input_rows,
     is_layer,
+    is_sharded,
     output_layout,
     patches,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "input_layout",
     "input_rows",
     "is_layer",
+    "is_sharded",
     "legend",
     "observe",
     "output_layout",

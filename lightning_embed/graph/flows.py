@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_embed.graph.layout import Layer, is_layer
+from lightning_embed.graph.layout import Layer, is_layer, is_sharded
 from lightning_embed.graph.observer import Frame, LayerCall, Observation, is_plain
 from lightning_embed.graph.reasons import Reason
 from lightning_embed.graph.regions import Region, slice_region
@@ -76,7 +76,7 @@ def static_refusals(model: nn.Module, observations: Sequence[Observation]) -> di
             user = uses.get(f"{name}.{tensor}")
             if reason is None and user is not None:
                 reason = Reason("weight shared", f"{tensor} is used by {user}")
-        if reason is None and name in swapped:
+        if reason is None and name in swapped and not is_sharded(module):
             reason = Reason("weight computed", "it is called with another one")
         if reason is None and name not in called:
             reason = Reason("never called")
@@ -96,6 +96,8 @@ def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
         absent = tensor == "bias" and "bias" in module._parameters and parameter is None
         if parameter is not None and nn.parameter.is_lazy(parameter):
             return Reason("lazy")
+        if is_sharded(module):
+            return None  # nothing of it is merged; in a call it has another weight, put together for that
         if parameter is not None and (parameter.layout != torch.strided or type(parameter.data) is not Tensor):
             return Reason("weight not dense", f"{tensor} is {_form(parameter)}")
         if parametrize.is_parametrized(module, tensor) or (type(parameter) is not nn.Parameter and not absent):

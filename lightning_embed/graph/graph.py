@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph.flows import Flow, Site, follow, is_quantized, static_refusals
-from lightning_embed.graph.layout import is_layer, pads_zeros
+from lightning_embed.graph.layout import is_layer, is_sharded, pads_zeros
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Probe, Region, Traits, same
@@ -186,9 +187,13 @@ def observe(model: nn.Module, tapes: Sequence[Tape], known: dict[Any, Traits] | 
 def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:
     with ExitStack() as stack:
         stack.enter_context(preserved(model))
-        stack.enter_context(torch.set_grad_enabled(training))
+        sharded = any(map(is_sharded, model.modules()))
+        stack.enter_context(torch.set_grad_enabled(training and not sharded))  # else it prepares for a backward pass
         if not (training and model.training):  # in training the user's mixture of modes is the train mode
             set_modes(model, training=training)
+        for module in model.modules():
+            if isinstance(module, nn.SyncBatchNorm):  # it would wait for processes that do not look on
+                vars(module)["forward"] = partial(nn.modules.batchnorm._BatchNorm.forward, module)
         return Observer(model).run(tape, training=training)
 
 
@@ -235,15 +240,15 @@ def _layer(
         return Reason("differs in train mode", f"read by {', '.join(in_training.consumers)}")
     named = tensors_by_name(model)
     site = flow.sites[0]
+    if type(site.call.pre) is not Tensor:
+        return Reason("not measurable", f"a {type(site.call.pre).__name__}")
     if not site.call.pre.is_floating_point() or not site.call.pre.shape[-1]:
         return Reason("not measurable", f"{site.call.pre.shape[-1]} neurons of {site.call.pre.dtype}")
     traits = _traits(name, site, named, known)
     if isinstance(traits, Reason):
         return traits
-    cut = [one for one, _ in traits.per_neuron]
-    neurons = traits.cut or _foreign_use(name, [flow, in_training], cut) or _unsaved(model, cut)
-    layer = _removable(flow, in_training, named)
-    if neurons is not None and layer is not None and neurons.key == layer.key:
+    neurons, layer = _permissions(model, name, flow, in_training, traits)
+    if neurons is not None and layer is not None and neurons.key == layer.key != "weight sharded":
         return neurons
     return HiddenLayer(
         name=name,
@@ -261,6 +266,18 @@ def _layer(
         merge_neurons=None if neurons is None else str(neurons),
         merge_layer=None if layer is None else str(layer),
     )
+
+
+def _permissions(
+    model: nn.Module, name: str, flow: Flow, in_training: Flow, traits: Traits
+) -> tuple[Reason | None, Reason | None]:
+    """Why the neurons of a layer may not be merged, and why it may not be removed; None where they may."""
+    modules = modules_by_name(model)
+    if any(is_sharded(modules[one]) for one in (name, *flow.consumers)):
+        return Reason("weight sharded"), Reason("weight sharded")
+    cut = [one for one, _ in traits.per_neuron]
+    neurons = traits.cut or _foreign_use(name, [flow, in_training], cut) or _unsaved(model, cut)
+    return neurons, _removable(flow, in_training, tensors_by_name(model))
 
 
 def _traits(name: str, site: Site, named: dict[str, Tensor], known: dict[Any, Traits]) -> Traits | Reason:

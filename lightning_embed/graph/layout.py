@@ -22,6 +22,15 @@ def is_layer(module: object) -> TypeGuard[Layer]:
     return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
+def is_sharded(layer: object) -> bool:
+    """Whether a layer's weight is spread over processes, so that this one has only a part of it (or none).
+
+    >>> is_sharded(nn.Linear(1, 1))
+    False
+    """
+    return is_layer(layer) and type(layer.weight.data).__name__ == "DTensor"  # importing it for this would take long
+
+
 @dataclass(frozen=True)
 class Layout:
     """The dimension of a tensor that holds neurons, and how many neighbouring entries of it belong to each.

@@ -20,8 +20,11 @@ REASONS: dict[str, str] = {
     "remove the parametrization first",
     "weight not dense": "the weight is quantized or sparse, so no rows or columns can be cut from it; merge first, "
     "quantize or sparsify then",
+    "weight sharded": "the weight, of the layer or of one that reads it, is spread over processes, so the layer is "
+    "only measured; prune it afterwards, in one process",
     "lazy": "the layer has no shape yet; call the model once on a batch that uses it",
-    "not measurable": "the layer computes complex numbers or has no neuron at all, of which there is no correlation",
+    "not measurable": "the layer computes complex or distributed numbers or has no neuron at all, of which there is no "
+    "correlation",
     "weight shared": "the weight or bias is held by another module too, or used by another function",
     "forward overridden": "the class or instance replaces the forward of torch's layer, so what it computes is unknown",
     "grouped convolution": "each group reads only some channels, so that channels cannot be merged across groups",

@@ -10,7 +10,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, legend
+from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, is_sharded, legend
 from lightning_embed.statistics import (
     Moments,
     augmented_weights,
@@ -147,8 +147,10 @@ def _layer(
 def _widths(
     model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria
 ) -> tuple[int | None, int | None]:
-    """How many neurons condensation and the span criterion would keep."""
+    """How many neurons condensation and the span criterion would keep; None where no weight is at hand."""
     cosine = span = None
+    if any(is_sharded(submodule(model, one)) for one in (layer.name, *layer.consumers)):
+        return None, None
     if features.finite and bool(torch.isfinite(consumer_weight(model, layer)).all()):
         vectors = condensation_vectors(model, layer)
         if vectors is not None and criteria.condensation is not None:

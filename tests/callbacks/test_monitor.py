@@ -102,8 +102,12 @@ class Varied(Planted):
             )
         if kind == "batch norm":
             self.net[1] = nn.Sequential(nn.BatchNorm1d(12), nn.Tanh())
-        if kind == "dropout":
-            self.net[1] = nn.Sequential(nn.Tanh(), nn.Dropout(0.3))
+        if kind.startswith("dropout"):
+            self.net[1] = nn.Sequential(nn.Tanh(), nn.Dropout(0.3 if kind == "dropout" else 0.0))
+
+    def on_train_epoch_start(self):
+        if self.kind == "dropout later" and self.current_epoch == 1:
+            self.net[1][1].p = 0.3
 
     def forward(self, x):
         if self.kind == "twice":
@@ -156,9 +160,9 @@ def test_the_steps_own_forward_pass_shows_what_a_replay_would(tmp_path, monkeypa
     assert (shown[2], replayed[2]) == (1 + epochs, steps + epochs)  # the first sample, and the widths of each epoch
 
 
-@pytest.mark.parametrize("kind", ["batch norm", "dropout"])
-def test_a_model_with_two_modes_is_replayed(tmp_path, monkeypatch, kind):
-    assert measured(tmp_path, kind, monkeypatch)[2] == 8 + 2
+@pytest.mark.parametrize(("kind", "replays"), [("batch norm", 8 + 2), ("dropout", 8 + 2), ("dropout later", 1 + 4 + 2)])
+def test_a_model_with_two_modes_is_replayed(tmp_path, monkeypatch, kind, replays):
+    assert measured(tmp_path, kind, monkeypatch)[2] == replays
 
 
 def test_looking_on_may_fail_without_harm(tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ FOOT = """
 ## What is refused, and why
 
 - **Sharded parameters** (FSDP, DeepSpeed, ModelParallel, XLA) and **sharded optimizer state**
-  (ZeroRedundancyOptimizer): merging raises at setup; monitoring works on what a process holds.
+  (ZeroRedundancyOptimizer): merging raises at setup. Monitoring goes on: with FSDP2 (`fully_shard`) correlations and
+  gradients, without kept widths and without snapshots in the report; with tensor parallel layers gradients alone, which
+  a warning says. The others need a GPU or a TPU and were not run.
 - **Masks and unfreezing schedules** (ModelPruning, BaseFinetuning): merging raises at setup.
 - **DDP communication hooks with a state** (PowerSGD, post-local SGD): merging raises at setup.
 - **A forward that communicates between processes**: merges replay the model in the first process alone, so such a

@@ -172,3 +172,34 @@ def test_two_nodes(tmp_path):
         _, said = node.communicate(timeout=150)
         assert node.returncode == 0, said[-3000:]
     assert alike([torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]) == MERGED
+
+
+def sharded(folder, what):
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.compatibility.sharded", str(folder), what]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.cell("Sharded parameters (two processes, gloo)", "ModelParallelStrategy with FSDP2: the monitor works")
+def test_layers_whose_weights_are_spread_are_measured(tmp_path):
+    found = []
+    for what in ("with", "without"):
+        done = sharded(tmp_path / what, what)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append([json.loads((tmp_path / what / f"{rank}.json").read_text()) for rank in (0, 1)])
+    (first, second), plain = found
+    ours = ("mpc/net.0", "mpc/net.2", "grad_norm/net.4", "grad_norm/l1", "depth")
+    assert [first["metrics"][name] for name in ours] == [second["metrics"][name] for name in ours]
+    assert first["metrics"]["depth"] == 2
+    assert first["metrics"]["mpc/net.2"] == pytest.approx(1.0)  # a layer that acts linearly
+    assert 0 < first["metrics"]["mpc/net.0"] < 1
+    assert first["weights"] == second["weights"] == plain[0]["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.cell("Sharded parameters (two processes, gloo)", "ModelParallelStrategy: merging is refused at setup")
+def test_weights_that_are_spread_are_not_merged(tmp_path):
+    done = sharded(tmp_path / "run", "pruner")
+    assert done.returncode != 0
+    assert "cannot merge parameters that ModelParallelStrategy shards" in done.stderr

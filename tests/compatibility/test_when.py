@@ -1,10 +1,12 @@
 """When to merge: every object answers where it should, and a resumed one as one that was not interrupted."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingPruner, NearCriticalPoint, NearEnd, OnPlateau, When
@@ -67,8 +69,9 @@ def test_what_was_learnt_survives_a_resume(make):
 @pytest.mark.cell("When to merge", "after a share, from an epoch, every n epochs, once near the end")
 def test_events_in_a_real_training(tmp_path, when, epochs):
     pruner = EmbeddingPruner(le.Criteria(0.0, None, None), le.Tolerance(0.0), when=when)
-    trainer(tmp_path, [pruner]).fit(Net(), Batches())
-    assert sorted({one.epoch for one in pruner.records}) == epochs
+    trainer(tmp_path, [pruner], logger=CSVLogger(tmp_path, "", "")).fit(Net(), Batches())
+    told = [json.loads(line) for line in (tmp_path / "merges.jsonl").read_text().splitlines()]
+    assert sorted({one["epoch"] for one in told}) == epochs
     assert all(not one.done for one in pruner.records)
 
 

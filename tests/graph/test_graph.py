@@ -311,3 +311,33 @@ def test_ten_layers_are_observed_quickly() -> None:
         times.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
     assert min(times) < 0.5
+
+
+def test_synchronized_batch_norm_waits_for_nobody(monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4), nn.ReLU(), nn.Linear(4, 2))
+    tapes = record(net, [torch.randn(8, 3)])
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():  # as under DDP
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value: value)
+    with pytest.raises(ValueError, match="SyncBatchNorm"):
+        net(torch.randn(8, 3))  # on the CPU it refuses to; on a GPU it would wait
+    before = {name: one.clone() for name, one in net.state_dict().items()}
+    graph = observe(net, tapes)
+    assert graph["0"].merge_neurons is None
+    assert not graph.modeless
+    assert "forward" not in vars(net[1])
+    assert all(torch.equal(one, before[name]) for name, one in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("between", "modeless"),
+    [
+        (nn.ReLU(), True),
+        (nn.ReLU(inplace=True), True),
+        (nn.Dropout(0.0), True),
+        (nn.BatchNorm1d(4), False),
+        (nn.Sequential(nn.Tanh(), nn.Dropout(0.5)), False),
+    ],
+)
+def test_whether_both_modes_compute_the_same(between, modeless):
+    net = nn.Sequential(nn.Linear(3, 4), between, nn.Linear(4, 2))
+    assert observe(net, record(net, [torch.randn(8, 3)])).modeless == modeless

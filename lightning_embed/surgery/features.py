@@ -164,16 +164,12 @@ class MomentCollector:
 
 
 def collect_moments(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape]) -> MomentCollector:
-    """Replay tapes and sum up what hidden layers compute.
-
-    Raises:
-        InputError: a layer could not be summed up.
-    """
+    """Replay tapes and sum up what hidden layers compute; the first error is raised."""
     with MomentCollector(model, layers, _cap(tapes)) as collector:
         for tape in tapes:
             replay(model, tape)
     if collector.error is not None:
-        raise InputError(f"The hidden layers could not be measured: {collector.error}") from collector.error
+        raise collector.error
     return collector
 
 

@@ -26,7 +26,8 @@ FOOT = """
 - **Masks and unfreezing schedules** (ModelPruning, BaseFinetuning): merging raises at setup.
 - **DDP communication hooks with a state** (PowerSGD, post-local SGD): merging raises at setup.
 - **A forward that communicates between processes**: merges replay the model in the first process alone, so such a
-  forward would wait there for ever. It is not detected.
+  forward would wait there for ever. It is not detected. Synchronized batch norm is seen to: it is observed without
+  its synchronization.
 - **A `configure_optimizers` that names a layer which has been merged away**, or has an optimizer for such layers alone:
   on resume it runs on the merged model, finds no such parameter and fails. Ask for what is there: `self.parameters()`,
   or groups made with `for name, one in self.named_parameters()`.

@@ -78,7 +78,8 @@ def describe_checkpoint(path: Path | str) -> Description:
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(one, Tensor) for one in state.values()):
         raise CheckpointError(f"{path} holds no state dict.")
-    prefix = next((key.removesuffix(KEY) for key in state if isinstance(key, str) and key.endswith(KEY)), "")
+    prefixes = [key.removesuffix(KEY) for key in state if isinstance(key, str) and key.endswith(KEY)]
+    prefix = min(prefixes, key=len, default="")  # parts of a model describe themselves too
     architecture = read_architecture(state, prefix)
     told = architecture or {"slots": {}, "history": []}
     records = tuple(Record.from_dict(one) for one in told["history"])

@@ -1,7 +1,7 @@
 """The only place that changes a model."""
 
 from lightning_embed.surgery.apply import apply
-from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, loading, read_architecture
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.distill import distill
 from lightning_embed.surgery.embed import deepen, widen
@@ -33,6 +33,7 @@ __all__ = [
     "distill",
     "export",
     "load_from_checkpoint",
+    "loading",
     "measure",
     "merge",
     "mlp",

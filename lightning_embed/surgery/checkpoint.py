@@ -12,9 +12,11 @@ because the key *is* the remedy.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +29,16 @@ from lightning_embed.surgery.edit import Edits, submodule
 from lightning_embed.tape.tape import modules_by_name
 from lightning_embed.tape.tree import canonical_name
 
-KEY = "lightning_embed (call lightning_embed.attach on the model before loading this state dict)"
+KEY = (
+    "lightning_embed (call lightning_embed.attach on the model before loading this state dict, "
+    "or load it inside lightning_embed.loading())"
+)
 FORMAT = 1
 _ATTRIBUTE = "_lightning_embed_attachment"
+_SLOTS = "_lightning_embed_slots"
 
 Shapes = dict[str, list[int]]
+Original = tuple[nn.Module | None, Shapes | None]  # a slot as the user's code builds it: its skeleton, tensor shapes
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -57,41 +64,88 @@ def _skeleton(module: nn.Module) -> nn.Module:
 
 @dataclass
 class Attachment:
-    """What a model knows of its own merging: its slots as the user's code builds them, and what was done.
+    """What a model knows of its own merging.
+
+    How a slot was built is noted in the module that holds the slot, so that any part of the model knows of its own.
 
     Attributes:
-        originals: for every slot that was ever changed, its skeleton and tensor shapes before the first change.
         history: records of the merges that were done, as plain data.
     """
 
-    originals: dict[str, tuple[nn.Module, Shapes | None]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def remember(self, model: nn.Module, name: str) -> None:
-        """Note how a slot and those inside it were built, before any is changed for the first time."""
-        module = submodule(model, name)
-        for path, one in module.named_modules(prefix=name) if name else [(name, module)]:
-            if canonical_name(path) not in self.originals:
-                self.originals[canonical_name(path)] = (_skeleton(one), _shapes(one))
+        """Note how a slot was built, before it is changed for the first time; the modules around it will tell."""
+        parent_name, _, child = name.rpartition(".")
+        modules = modules_by_name(model)
+        noted = vars(modules[parent_name]).setdefault(_SLOTS, {})
+        if child not in noted:
+            noted[child] = (_skeleton(modules[name]) if name else None, _shapes(modules[name]))
+        around = parent_name
+        while around:
+            _hook(modules[around])
+            around = around.rpartition(".")[0]
 
     def forget_untouched(self, model: nn.Module) -> None:
         """Forget the slots that are (again) as they were built."""
-        present = self._present(model)
-        self.originals = {
-            name: original
-            for name, original in self.originals.items()
-            if name not in present or present[name] != original[1]
-        }
+        changed = self.architecture(model)
+        for path, module in modules_by_name(model).items():
+            noted = vars(module).get(_SLOTS, {})
+            for child in [child for child in noted if _join(path, child) not in changed]:
+                del noted[child]
+            if not noted:
+                vars(module).pop(_SLOTS, None)
+        around = {""}
+        for name in changed:
+            around |= {name[:at] for at, letter in enumerate(name) if letter == "."}
+        for path, module in modules_by_name(model).items():
+            if path not in around and not is_attached(module):
+                _unhook(module)
 
     def architecture(self, model: nn.Module) -> dict[str, Shapes | None]:
         """The present shapes of every slot that differs from how it was built; None for an identity."""
-        present = self._present(model)
-        return {name: shapes for name, shapes in present.items() if shapes != self.originals[name][1]}
-
-    def _present(self, model: nn.Module) -> dict[str, Shapes | None]:
-        """The shapes of the slots that are there; those inside a slot that became an identity are not."""
         modules = modules_by_name(model)
-        return {name: _shapes(modules[name]) for name in self.originals if name in modules}
+        present = {name: _shapes(modules[name]) for name in _originals(model)}
+        return {name: present[name] for name, (_, shapes) in _originals(model).items() if present[name] != shapes}
+
+
+def _join(path: str, child: str) -> str:
+    return f"{path}.{child}" if path and child else path or child
+
+
+def _originals(model: nn.Module) -> dict[str, Original]:
+    """How the slots were built that were ever changed, by name; those inside a slot that is gone are gone with it."""
+    return {
+        _join(path, child): original
+        for path, module in modules_by_name(model).items()
+        for child, original in vars(module).get(_SLOTS, {}).items()
+    }
+
+
+def _names(model: nn.Module) -> Iterator[str]:
+    """The names of all modules, those inside of slots that are identities now too."""
+    yield from modules_by_name(model)
+    for name, (skeleton, _) in _originals(model).items():
+        if skeleton is not None:
+            yield from (_join(name, inner) for inner in _names(skeleton))
+
+
+def _hook(module: nn.Module) -> None:
+    """Let a module write its part of the architecture into its state dict, and read it."""
+    if not _is_hooked(module):
+        module.register_state_dict_post_hook(_write)
+        module.register_load_state_dict_pre_hook(_read)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(hook is _write for hook in module._state_dict_hooks.values())
+
+
+def _unhook(module: nn.Module) -> None:
+    for hooks, ours in ((module._state_dict_hooks, _write), (module._load_state_dict_pre_hooks, _read)):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) is ours:
+                del hooks[key]
 
 
 def attach(model: nn.Module) -> Attachment:
@@ -115,8 +169,7 @@ def attach(model: nn.Module) -> Attachment:
     if attachment is None:
         attachment = Attachment()
         object.__setattr__(model, _ATTRIBUTE, attachment)
-        model.register_state_dict_post_hook(_write)
-        model.register_load_state_dict_pre_hook(_read)
+        _hook(model)
     assert isinstance(attachment, Attachment)
     return attachment
 
@@ -128,22 +181,61 @@ def is_attached(model: nn.Module) -> bool:
 
 def detach(model: nn.Module) -> None:
     """Undo `attach`: the state dict holds the model's own keys only, and loads only into a model of its size."""
-    if model.__dict__.pop(_ATTRIBUTE, None) is None:
-        return
-    for hooks, ours in ((model._state_dict_hooks, _write), (model._load_state_dict_pre_hooks, _read)):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) is ours:
-                del hooks[key]
+    for module in model.modules():
+        for ours in (_ATTRIBUTE, _SLOTS):
+            vars(module).pop(ours, None)
+        _unhook(module)
 
 
-def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool = True, **kwargs: Any) -> M:
+@contextmanager
+def loading() -> Iterator[None]:
+    """Let whatever is loaded inside take a merged state dict, also where other code builds the module and loads it.
+
+    Packages that build a model in their own `load` leave nothing to call `attach` on. Inside this context every
+    module whose `load_state_dict` is given a state dict of a merged model is attached first, be it the whole model or
+    the part of it that the package saves.
+
+    >>> from lightning_embed import prune
+    >>> def build():
+    ...     torch.manual_seed(0)
+    ...     return nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 2))
+    >>> saved = prune(build(), torch.randn(64, 3)).model.state_dict()
+    >>> with loading():
+    ...     loaded = build()
+    ...     _ = loaded.load_state_dict(saved)
+    >>> loaded
+    Sequential(
+      (0): Identity()
+      (1): Identity()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
+    """
+    theirs = nn.Module.load_state_dict
+
+    @functools.wraps(theirs)
+    def load(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(key, str) and key.endswith(KEY) for key in state_dict):
+            attach(self)
+        return theirs(self, state_dict, *args, **kwargs)
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign]  # put back below
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = theirs  # type: ignore[method-assign]
+
+
+def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool | None = None, **kwargs: Any) -> M:
     """Build a module and load a checkpoint into it at whatever size it was saved, with no trainer.
+
+    A class that has a `load_from_checkpoint` of its own, as every LightningModule, is asked for it.
 
     Args:
         cls: a LightningModule (its saved hyper-parameters are used) or any other module class.
         path: a Lightning checkpoint, or a file with a plain state dict.
-        weights_only: passed to `torch.load`.
-        **kwargs: arguments of the constructor; they win over saved hyper-parameters.
+        weights_only: passed on where it is given; None leaves it to the class, or to `torch.load`.
+        **kwargs: arguments of the class's own `load_from_checkpoint`, or else of the constructor; they win over saved
+            hyper-parameters.
 
     Returns:
         The module, attached, in the state in which it was saved.
@@ -151,7 +243,28 @@ def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool =
     Raises:
         CheckpointError: the file holds no state dict, or one that does not belong to this class.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
+    only = {} if weights_only is None else {"weights_only": weights_only}
+    own = getattr(cls, "load_from_checkpoint", None)
+    try:
+        with loading():
+            model = _build(cls, path, only, kwargs) if own is None else _own(own, cls, path, only, kwargs)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not belong to {cls.__name__}: {error}") from error
+    attach(model)
+    return model
+
+
+def _own(own: Any, cls: type[M], path: str | Path, only: dict[str, Any], kwargs: dict[str, Any]) -> M:
+    """What the class's own `load_from_checkpoint` makes of a checkpoint; a plain state dict is none."""
+    try:
+        model: M = own(path, **only, **kwargs)
+    except KeyError:  # a plain state dict has none of a checkpoint's keys
+        return _build(cls, path, only, kwargs)
+    return model
+
+
+def _build(cls: type[M], path: str | Path, only: dict[str, Any], kwargs: dict[str, Any]) -> M:
+    checkpoint = torch.load(path, map_location="cpu", **only)
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint or a state dict.")
     hyper: Any = checkpoint.get("hyper_parameters") or {}
@@ -163,16 +276,10 @@ def load_from_checkpoint(cls: type[M], path: str | Path, *, weights_only: bool =
         kwargs = {**{name: value for name, value in hyper.items() if anything or name in accepted}, **kwargs}
     model = cls(**kwargs)
     attach(model)
-    configure = getattr(model, "configure_model", None)
-    if callable(configure):
-        configure()
     on_load = getattr(model, "on_load_checkpoint", None)
     if callable(on_load) and "state_dict" in checkpoint:
         on_load(checkpoint)
-    try:
-        model.load_state_dict(checkpoint.get("state_dict", checkpoint))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not belong to {cls.__name__}: {error}") from error
+    model.load_state_dict(checkpoint.get("state_dict", checkpoint))
     return model
 
 
@@ -201,40 +308,56 @@ def read_architecture(state_dict: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def _write(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:  # noqa: ARG001  # torch's signature
-    attachment: Attachment | None = getattr(module, _ATTRIBUTE, None)
-    if attachment is None:
-        return
-    text = json.dumps({"format": FORMAT, **describe(module)}, sort_keys=True)
-    state_dict[prefix + KEY] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    described = describe(module)
+    if described["slots"]:  # else the state dict loads anywhere
+        text = json.dumps({"format": FORMAT, **described}, sort_keys=True)
+        state_dict[prefix + KEY] = torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """What an attached model has become, as plain data for `become`."""
-    attachment = attach(module)
+    """What a model, or a part of one, has become, as plain data for `become`; the history is the whole model's."""
+    attachment: Attachment = vars(module).get(_ATTRIBUTE) or Attachment()
     return {"slots": attachment.architecture(module), "history": attachment.history}
 
 
 def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    attachment: Attachment | None = getattr(module, _ATTRIBUTE, None)
-    if attachment is None:
+    """Rebuild what the keys at and below a module describe; the outermost hooked module does it for all inside."""
+    keys = [key for key in state_dict if key.startswith(prefix) and key.endswith(KEY)]
+    if prefix + KEY in keys and not state_dict[prefix + KEY].numel():
+        del state_dict[prefix + KEY]  # done by a module around this one
         return
-    described = read_architecture(state_dict, prefix) or {"slots": {}, "history": []}
-    state_dict.pop(prefix + KEY, None)
-    _check(module, state_dict, prefix, described["slots"], attachment)
+    described: dict[str, Any] = {"slots": {}, "history": []}
+    for key in sorted(keys, key=len, reverse=True):  # where they differ, which they should not, the outermost counts
+        inner = key.removesuffix(KEY)
+        found = read_architecture(state_dict, inner)
+        assert found is not None
+        path = canonical_name(inner.removeprefix(prefix).removesuffix("."))
+        described["slots"].update({_join(path, name): shapes for name, shapes in found["slots"].items()})
+        described["history"] = found["history"] or described["history"]
+    for key in keys:
+        del state_dict[key]
+    _check(module, state_dict, prefix, described["slots"])
     become(module, described)
+    for path, one in module.named_modules(remove_duplicate=False):
+        if path and _is_hooked(one):
+            state_dict[f"{prefix}{path}.{KEY}"] = torch.empty(0, dtype=torch.uint8)
 
 
 def become(module: nn.Module, described: Mapping[str, Any]) -> None:
-    """Give an attached model the architecture that `describe` told of; what is new holds no numbers yet."""
-    attachment = attach(module)
-    target = {name: described["slots"].get(name, original[1]) for name, original in attachment.originals.items()}
-    target.update(described["slots"])
-    edits = Edits()
+    """Give a model the architecture that `describe` told of; what is new holds no numbers yet."""
+    attachment: Attachment = vars(module).get(_ATTRIBUTE) or Attachment()
+    slots, edits, done = described["slots"], Edits(), set()
     try:
-        for name, shapes in sorted(target.items(), key=lambda item: item[0].count(".")):  # outer slots first
-            if name in modules_by_name(module):  # not inside one that has become an identity
-                attachment.remember(module, name)
-                rebuild(module, name, shapes, attachment, edits)
+        while True:
+            originals = _originals(module)  # those inside a slot are there again once it is
+            waiting = (originals.keys() | slots.keys()) & modules_by_name(module).keys() - done
+            if not waiting:
+                break
+            name = min(waiting, key=lambda one: (one.count("."), one))  # outer slots first
+            done.add(name)
+            attachment.remember(module, name)
+            skeleton, shapes = _originals(module)[name]
+            rebuild(module, name, slots.get(name, shapes), skeleton, edits)
     except Exception:
         edits.undo()
         attachment.forget_untouched(module)
@@ -243,11 +366,9 @@ def become(module: nn.Module, described: Mapping[str, Any]) -> None:
     attachment.forget_untouched(module)
 
 
-def _check(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, slots: Mapping[str, Any], attachment: Attachment
-) -> None:
+def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, slots: Mapping[str, Any]) -> None:
     """Refuse a description that does not belong to this model or to these tensors, before anything is changed."""
-    known = modules_by_name(module).keys() | attachment.originals.keys()
+    known = set(_names(module))
     for name, shapes in slots.items():
         if name not in known:
             raise CheckpointError(
@@ -263,7 +384,7 @@ def _check(
                 )
 
 
-def rebuild(model: nn.Module, name: str, shapes: Shapes | None, attachment: Attachment, edits: Edits) -> None:
+def rebuild(model: nn.Module, name: str, shapes: Shapes | None, skeleton: nn.Module | None, edits: Edits) -> None:
     """Give a slot the described shapes (None: an identity); its numbers are loaded afterwards."""
     present = submodule(model, name)
     if shapes is None:
@@ -272,9 +393,9 @@ def rebuild(model: nn.Module, name: str, shapes: Shapes | None, attachment: Atta
         return
     if _shapes(present) == shapes:
         return
-    if isinstance(present, nn.Identity):
+    if isinstance(present, nn.Identity) and skeleton is not None:
         near = next(model.parameters(), torch.empty(0))
-        present = copy.deepcopy(attachment.originals[name][0]).train(present.training)
+        present = copy.deepcopy(skeleton).train(present.training)
         present.to(near.device)
         edits.set_slot(model, name, present)
     missing = set(shapes) - set(present._parameters) - set(present._buffers)

@@ -1,6 +1,7 @@
 """Self-describing state dicts: merged and original sizes load into one another."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -86,7 +87,7 @@ def test_detached_model_has_plain_keys():
     le.detach(model)
     assert not [key for key in model.state_dict() if "lightning_embed" in key]
     le.attach(model)
-    assert KEY in model.state_dict()
+    assert KEY not in model.state_dict()  # it is what it is now that counts as built
 
 
 @pytest.mark.parametrize("damage", [b"{", b'{"format": 1}', b'{"format": 99, "slots": {}, "history": []}', b"\xff"])
@@ -215,3 +216,128 @@ def test_saved_hyper_parameters_build_the_module_and_arguments_win(tmp_path, cls
     loaded = le.load_from_checkpoint(cls, tmp_path / "a.ckpt", slope=3.0)
     assert (loaded.net.out_features, loaded.slope, loaded.heard) == (5, 3.0, 7)
     torch.testing.assert_close(loaded.net.weight.data, saved["state_dict"]["net.weight"], rtol=0, atol=0)
+
+
+class Nested(nn.Module):
+    """What packages save: a part of the whole."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.body = nn.ModuleDict({"net": mlp(3, 6, 5, 4, 2, seed=seed)})
+
+    def forward(self, x):
+        return self.body["net"](x)
+
+
+def nested():
+    model = Nested()
+    net = model.body["net"]
+    cut = neuron_merge(net, [[0, 1], [2, 3]], consumer="2")
+    named = dataclasses.replace(cut, layer="body.net.0", consumers=("body.net.2",))
+    le.apply(model, plan(named))
+    return model
+
+
+def keys(state):
+    return sorted(key.removesuffix(KEY) for key in state if key.endswith(KEY))
+
+
+def test_the_key_is_there_only_while_something_is_merged():
+    model, plain = nested(), Nested(1)
+    le.attach(plain)
+    assert keys(plain.state_dict()) == []
+    assert keys(model.state_dict()) == ["", "body.", "body.net."]
+    model.load_state_dict(plain.state_dict())
+    assert same(model, plain)
+    assert keys(model.state_dict()) == []
+
+
+@pytest.mark.parametrize("saved", ["", "body", "body.net"])
+@pytest.mark.parametrize("loaded", ["", "body", "body.net"])
+def test_any_part_is_saved_and_loaded_inside_loading(saved, loaded):
+    model, fresh = nested(), Nested(1)
+    state = {f"{saved}.{name}".lstrip("."): one for name, one in model.get_submodule(saved).state_dict().items()}
+    state = {name.removeprefix(loaded).lstrip("."): one for name, one in state.items() if name.startswith(loaded)}
+    with le.loading():
+        fresh.get_submodule(loaded).load_state_dict(state)
+    assert same(fresh, model)
+    # and the part that was loaded describes itself again, whichever module is asked
+    again = Nested(2)
+    with le.loading():
+        again.load_state_dict(fresh.state_dict())
+    assert same(again, model)
+    if loaded in ("", "body"):
+        le.attach(again)
+        again.load_state_dict(Nested(3).state_dict())
+        assert same(again, Nested(3))
+
+
+def test_loading_leaves_nothing_behind_and_needs_no_merged_state_dict():
+    before, fresh = nn.Module.load_state_dict, Nested(1)
+    with pytest.raises(RuntimeError, match="Missing"), le.loading():
+        with le.loading():
+            fresh.load_state_dict(Nested(2).state_dict())
+        fresh.load_state_dict({})
+    assert nn.Module.load_state_dict is before
+    assert same(fresh, Nested(2))
+    assert not any(one._state_dict_hooks or one._load_state_dict_pre_hooks for one in fresh.modules())
+
+
+def test_a_part_goes_on_being_merged_and_saved_as_a_whole():
+    model, part = nested(), Nested(1)
+    with le.loading():
+        part.body["net"].load_state_dict(model.body["net"].state_dict())
+    le.apply(
+        part,
+        plan(
+            dataclasses.replace(
+                layer_merge(part.body["net"], "2", "3", "4"),
+                layer="body.net.2",
+                region_modules=("body.net.3",),
+                consumers=("body.net.4",),
+            )
+        ),
+    )
+    fresh = Nested(2)
+    le.attach(fresh)
+    fresh.load_state_dict(part.state_dict())
+    assert same(fresh, part)
+    assert isinstance(fresh.body["net"][3], nn.Identity)
+    assert fresh.body["net"][0].out_features == 4
+
+
+def test_pickle_torch_and_safetensors_ways(tmp_path):
+    model = nested()
+    torch.save(model, tmp_path / "whole.pt")
+    assert same(torch.load(tmp_path / "whole.pt", weights_only=False), model)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    with le.loading():
+        fresh = Nested(1)
+        fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert same(fresh, model)
+    safe = pytest.importorskip("safetensors.torch")
+    safe.save_model(model, str(tmp_path / "a.safetensors"))
+    with le.loading():
+        fresh = Nested(1)
+        safe.load_model(fresh, tmp_path / "a.safetensors")
+    assert same(fresh, model)
+
+
+class OwnWay(Small):
+    """A class with a way of its own to be loaded."""
+
+    @classmethod
+    def load_from_checkpoint(cls, path, strict=True):
+        model = cls()
+        model.load_state_dict(torch.load(path)["weights"], strict=strict)
+        return model
+
+
+def test_the_classs_own_way_to_load_is_used(tmp_path):
+    model = merged()
+    torch.save({"weights": model.state_dict()}, tmp_path / "a.ckpt")
+    loaded = le.load_from_checkpoint(OwnWay, tmp_path / "a.ckpt", strict=True)
+    assert same(loaded, model)
+    assert le.attach(loaded).history == le.attach(model).history
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    assert same(le.load_from_checkpoint(OwnWay, tmp_path / "plain.pt"), model)

@@ -10,7 +10,15 @@ class InputError(EmbeddingError, ValueError):
 
 
 class ReplayError(EmbeddingError, RuntimeError):
-    """A recorded tape could not be replayed on the model as it is now."""
+    """A recorded tape could not be replayed on the model as it is now.
+
+    Attributes:
+        module: qualified name of the module whose call failed; None where it was a function.
+    """
+
+    def __init__(self, message: str = "", *, module: str | None = None) -> None:
+        super().__init__(message)
+        self.module = module
 
 
 class CheckpointError(EmbeddingError, RuntimeError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_epoch, log_step, step_axis, unlogged
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
-from lightning_embed.callbacks.recording import Observed, StepRecording
+from lightning_embed.callbacks.recording import Observed, StepRecording, check_functions
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
@@ -48,9 +49,14 @@ class EmbeddingMonitor(Callback):
         checkpoint_mib: how large the latest sampled batch may be, in MiB, to be kept in checkpoints; it is what the
             epoch's kept widths are measured on. With 0 none is kept.
         figures_every_n_epochs: epochs between figures for the dashboards; None: no figures.
+        output: which tensor(s) of what the recorded calls return are the model's outputs, (returned) → tensors; what
+            is returned beside them, hidden layers for one, is none. By default those that lead to the loss.
+        call: how to run the model on a batch, (module, batch) → outputs, where the training step cannot be recorded;
+            by default the module's `calibration_step(batch)` if it has one, else the step itself is recorded.
 
     Raises:
-        InputError: `every_n_steps` or `figures_every_n_epochs` is no positive integer, or `checkpoint_mib` negative.
+        InputError: `every_n_steps` or `figures_every_n_epochs` is no positive integer, `checkpoint_mib` negative, or
+            `output` or `call` no function.
         ImportError: figures are asked for, and matplotlib is not installed.
 
     >>> EmbeddingMonitor(every_n_steps=10).every_n_steps
@@ -63,6 +69,8 @@ class EmbeddingMonitor(Callback):
         criteria: Criteria | None = None,
         checkpoint_mib: float = 32.0,
         figures_every_n_epochs: int | None = None,
+        output: Callable[[Any], Any] | None = None,
+        call: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
@@ -74,13 +82,16 @@ class EmbeddingMonitor(Callback):
         self.figures_every_n_epochs = figures_every_n_epochs
         self.criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
+        check_functions("EmbeddingMonitor", output=output, call=call)
+        self.output, self.call = output, call
         self._begin()
 
     def _begin(self) -> None:
         self.measurement: Measurement | None = None
-        self._recording = StepRecording()
+        self._recording = StepRecording(self.output, self.call)
         self._observed = Observed()
         self._sampled_step = -1
+        self._sampled = False  # whether there was a sample since the last epoch
         self._stepped: set[int] | None = None  # optimizers that stepped in the sampled step; None outside of it
         self._gradients: dict[str, float] = {}
         self._metrics: dict[str, float] = {}  # of the sampled step
@@ -105,18 +116,19 @@ class EmbeddingMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin to record, when this step is one to sample."""
-        del batch, batch_idx
+        del batch_idx
         step = trainer.global_step
         # with several optimizers one batch takes several steps, and may pass over the multiple
-        if step // self.every_n_steps != self._sampled_step // self.every_n_steps:
-            self._sampled_step, self._stepped, self._metrics = step, set(), {}
-            graph = self._observed.latest(pl_module)
+        if step // self.every_n_steps != self._sampled_step // self.every_n_steps or self._recording.again:
+            self._sampled_step, self._sampled, self._stepped, self._metrics = step, True, set(), {}
+            graph = None if self._recording.asked(pl_module) else self._observed.latest(pl_module)
             alike = graph is not None and graph.modeless and pl_module.automatic_optimization
-            self._recording.start(pl_module, graph if alike else None)
+            self._recording.start(pl_module, batch, graph if alike else None)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The forward pass is over."""
-        del trainer, loss
+        del trainer
+        self._recording.leads_to(loss)
         if pl_module.automatic_optimization:
             self._recording.stop()
 
@@ -153,8 +165,11 @@ class EmbeddingMonitor(Callback):
             self._history.sample(self._sampled_step, metrics, outputs)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Count the neurons that the criteria would keep."""
+        """Count the neurons that the criteria would keep, where there was a new sample; else all is as it was."""
         self._recording.stop()  # a step that was skipped has no end
+        if not self._sampled:
+            return
+        self._sampled = False
         tape = all_have(trainer, self._recording.last)
         metrics = agreed(trainer, {} if tape is None else self._measure(trainer, pl_module, tape, widths=True))
         self._keep(trainer, pl_module, metrics, tape)
@@ -174,7 +189,7 @@ class EmbeddingMonitor(Callback):
 
     def _sample(self, trainer: Any, module: Any) -> None:
         """Measure the step that was just recorded, once."""
-        tape = all_have(trainer, self._recording.take())
+        tape = all_have(trainer, self._recording.take(module))
         if tape is not None:
             self._metrics |= self._measure(trainer, module, tape, widths=False)
 

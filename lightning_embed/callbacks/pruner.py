@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
-from lightning_embed.callbacks.recording import StepRecording
+from lightning_embed.callbacks.recording import StepRecording, check_functions
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
@@ -56,6 +56,10 @@ class EmbeddingPruner(_trainer.Callback):
             from); 1 leaves them as they are. SGD near its largest stable rate needs about 0.25, because the loss
             becomes sharper as gradients of merged neurons add up; Adam needs none.
         seed: of the random combination of outputs that weights the fits; every event draws from (seed, step).
+        output: which tensor(s) of what the recorded calls return are compared, (returned) → tensors; what is returned
+            beside them, hidden layers for one, may change. By default those that lead to the loss.
+        call: how to run the model on a batch, (module, batch) → outputs, where the training step cannot be recorded;
+            by default the module's `calibration_step(batch)` if it has one, else the step itself is recorded.
 
     Raises:
         InputError: an argument is out of range; at the start, when `when` cannot be met.
@@ -76,8 +80,11 @@ class EmbeddingPruner(_trainer.Callback):
         checkpoint_mib: float = 32.0,
         rate_factor: float = 1.0,
         seed: int = 0,
+        output: Callable[[Any], Any] | None = None,
+        call: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_functions("EmbeddingPruner", output=output, call=call)
         if not isinstance(calibration_samples, int) or calibration_samples < 1:
             raise InputError(
                 f"EmbeddingPruner(calibration_samples=…) must be a positive integer, got {calibration_samples!r}."
@@ -96,13 +103,14 @@ class EmbeddingPruner(_trainer.Callback):
         self.checkpoint_mib = checkpoint_mib
         self.rate_factor = rate_factor
         self.seed = seed
+        self.output, self.call = output, call
         self.records: list[Record] = []
         self._begin()
 
     def _begin(self) -> None:
         self._tapes: list[Tape] = []
         self._saved: list[list[Any]] = []  # what a checkpoint holds of them, by process
-        self._recording = StepRecording()
+        self._recording = StepRecording(self.output, self.call)
         self._groups: _trainer.Groups | None = None
         self._due = False
         self._epoch = -1  # the last one whose start was seen
@@ -144,7 +152,6 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Record this step, when it is one of those spread over the epoch."""
-        del batch
         if self._full() or not (self._due or self.when.soon(trainer)):
             return
         stride = 1
@@ -153,7 +160,7 @@ class EmbeddingPruner(_trainer.Callback):
             wanted = max(2, self._share // max(1, self._tapes[0].samples))
             stride = max(1, int(batches) // wanted)
         if batch_idx % stride == 0:
-            self._recording.start(pl_module)
+            self._recording.start(pl_module, batch)
 
     def _full(self) -> bool:
         samples = sum(tape.samples for tape in self._tapes)
@@ -165,15 +172,16 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """The forward pass is over."""
-        del trainer, loss
+        del trainer
+        self._recording.leads_to(loss)
         if pl_module.automatic_optimization:
             self._recording.stop()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the tape of this step."""
-        del trainer, pl_module, outputs, batch, batch_idx
+        del trainer, outputs, batch, batch_idx
         self._recording.stop()
-        tape = self._recording.take()
+        tape = self._recording.take(pl_module)
         self._recording.last = None  # the tapes are kept here
         if tape is not None:
             self._tapes.append(tape)

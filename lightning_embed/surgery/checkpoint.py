@@ -346,7 +346,8 @@ def _read(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -
 def become(module: nn.Module, described: Mapping[str, Any]) -> None:
     """Give a model the architecture that `describe` told of; what is new holds no numbers yet."""
     attachment: Attachment = vars(module).get(_ATTRIBUTE) or Attachment()
-    slots, edits, done = described["slots"], Edits(), set()
+    slots, edits = described["slots"], Edits()
+    done: set[str] = set()
     try:
         while True:
             originals = _originals(module)  # those inside a slot are there again once it is

@@ -217,6 +217,7 @@ def measure(
     *,
     criteria: Criteria | None = None,
     call: Callable[[Any], Any] | None = None,
+    output: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> Measurement:
     """Measure every hidden layer of a model on data: MPC, width, width/cosine, width/span. Changes nothing.
@@ -226,6 +227,7 @@ def measure(
         data: as in `prune`.
         criteria: the thresholds at which the kept widths are counted.
         call: as in `prune`.
+        output: as in `prune`; a layer that is returned beside the outputs is none of them then.
         seed: of the loader's shuffling.
 
     Returns:
@@ -239,8 +241,8 @@ def measure(
     >>> found.layers[0].width, round(found.layers[0].mpc, 6), found.linear_layers(0.99)
     (3, 1.0, 1)
     """
-    _check_types(criteria=criteria, call=call, seed=seed)
-    fit, decide = halves(model, data, call, None, seed)
+    _check_types(criteria=criteria, call=call, output=output, seed=seed)
+    fit, decide = halves(model, data, call, output, seed)
     tapes = [*fit, *decide]
     copied = copy_of(model)
     return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
@@ -252,6 +254,7 @@ def propose(
     *,
     criteria: Criteria | None = None,
     call: Callable[[Any], Any] | None = None,
+    output: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> Plan:
     """Everything that the criteria nominate, as a plan for `apply`; nothing is changed and nothing is checked.
@@ -261,6 +264,7 @@ def propose(
         data: as in `prune`; all of them fit.
         criteria: thresholds that nominate.
         call: as in `prune`.
+        output: as in `prune`; a layer that is returned beside the outputs is none of them then.
         seed: as in `prune`.
 
     Returns:
@@ -273,8 +277,8 @@ def propose(
     >>> print(propose(net, torch.linspace(-1, 1, 64).reshape(32, 2)))
     1. merge layer 0 (3 neurons) into 2  [mpc 1, fit weighted]
     """
-    _check_types(criteria=criteria, call=call, seed=seed)
-    fit, decide = halves(model, data, call, None, seed)
+    _check_types(criteria=criteria, call=call, output=output, seed=seed)
+    fit, decide = halves(model, data, call, output, seed)
     tapes = [*fit, *decide]
     plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -15,7 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_embed.errors import InputError
 from lightning_embed.tape.functions import METADATA, portable, raw_name
-from lightning_embed.tape.tape import Named, Ref, Step, Tape, autocast_now, eager, model_device, tensors_by_name
+from lightning_embed.tape.tape import (
+    Named,
+    Ref,
+    Step,
+    Tape,
+    autocast_now,
+    eager,
+    model_device,
+    plain_tensor,
+    tensors_by_name,
+)
 from lightning_embed.tape.tree import canonical_name, map_leaves, tensors_of
 
 
@@ -52,18 +62,23 @@ class _Event:
 class _Frame:
     """A module call that is under way."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, through: bool) -> None:
         self.module = module
+        self.through = through
         self.forward = vars(module).get("forward")
         self.event: tuple[_Event, list[tuple[Tensor, int]]] | None = None
 
     @property
     def transparent(self) -> bool:
-        """Whether this is no call of the module, but a strategy that runs `training_step` through its `forward`.
+        """Whether the call is looked through: the calls inside count, not this one.
 
-        Lightning puts a function into the instance's `forward` and takes it away as soon as it is entered.
+        So it is where a strategy runs `training_step` through a module's `forward`: Lightning puts a function into
+        the instance's `forward` and takes it away as soon as it is entered.
         """
-        return vars(self.module).get("forward") is not self.forward
+        return self.through or vars(self.module).get("forward") is not self.forward
+
+
+_Begun = tuple[_Event, list[tuple[Tensor, int]]]
 
 
 class Recorder(TorchFunctionMode):
@@ -71,12 +86,17 @@ class Recorder(TorchFunctionMode):
 
     Kept are the calls of modules that have parameters and the tensor functions that carry one call's result into
     another's arguments; what leads to no later call (losses, metrics, logging) is dropped. The outputs are the kept
-    results that something dropped consumes, or nothing. Calls made inside a backward pass are ignored. Parameters
-    are stored by name, every other tensor as a detached copy.
+    results that something dropped consumes, or nothing; once `leads_to` has told of a loss, those of them on which
+    it depends. Calls made inside a backward pass are ignored. Parameters are stored by name, every other tensor as a
+    detached plain copy, also where it is of a subclass.
+
+    Whatever goes wrong in the recording itself ends the recording, with a `reason`, and nothing else.
 
     Args:
         model: the module whose calls are recorded, its submodules included. For a `LightningModule` a call of
             `training_step` that a strategy redirects through `forward` is looked through.
+        through: qualified names of modules that are looked through: the calls inside theirs are recorded.
+        output: picks the outputs from what a recorded call returned.
 
     Use it as a context manager or call `start` and `stop`; either way the model is left without hooks.
 
@@ -88,9 +108,13 @@ class Recorder(TorchFunctionMode):
     (['the model'], 5, 40)
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, through: Container[str] = (), output: Callable[[Any], Any] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.through = through
+        self.output = output
         self.tape: Tape | None = None
         self.reason = ""
         self._contexts: ExitStack | None = None
@@ -104,7 +128,10 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Tensor] = []  # a tensor is known by id and version, so its id must not be given away
         self._copies: dict[tuple[int, int], Tensor] = {}
         self._paused = False
-        self._foreign = ""
+        self._foreign = self._broken = ""
+        self._losses: set[Ref] = set()
+        self._chosen: list[Ref] = []
+        self._unchosen = "none was recorded"
         self._names = {id(tensor): name for name, tensor in tensors_by_name(self.model).items()}
         self._contexts = ExitStack()
         try:
@@ -143,6 +170,12 @@ class Recorder(TorchFunctionMode):
         self._forget()
         return self.tape
 
+    def leads_to(self, loss: Any) -> None:
+        """Tell of a loss of the step: outputs on which none depends need not be kept as they are."""
+        ref = self._refs.get((id(loss), version_of(loss))) if isinstance(loss, Tensor) else None
+        if ref is not None:
+            self._losses.add(ref)
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -166,6 +199,19 @@ class Recorder(TorchFunctionMode):
 
     def _forget(self) -> None:
         self._events, self._frames, self._refs, self._alive, self._copies = [], [], {}, [], {}
+        self._losses, self._chosen = set(), []
+
+    def _safely(self, work: Callable[..., _Begun | None], *args: Any) -> _Begun | None:
+        """Our own part of a call that passes by: it may fail on an odd tensor, but what is recorded goes on."""
+        self._paused = True
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                return work(*args)
+        except Exception as error:  # noqa: BLE001  # whatever a subclass's own methods raise
+            self._broken = f"a call takes or returns what cannot be copied ({type(error).__name__}: {error})"
+            return None
+        finally:
+            self._paused = False
 
     def _leave_mode(self) -> None:
         # modes form a stack, and the code between two hooks may have left another one above this
@@ -182,17 +228,17 @@ class Recorder(TorchFunctionMode):
 
     @property
     def _inside(self) -> bool:
-        return self._paused or any(not frame.transparent for frame in self._frames) or in_backward()
+        return bool(self._paused or self._broken or in_backward()) or any(not one.transparent for one in self._frames)
 
     def _hook(self, name: str, module: nn.Module) -> None:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if in_backward():
                 return
-            frame = _Frame(module)
-            if not self._inside:
+            frame = _Frame(module, through=name in self.through)
+            if not frame.through and not self._inside:
                 if any(id(parameter) not in self._names for parameter in module.parameters()):
                     self._foreign = name or "the model"
-                frame.event = self._begin(Step(name, None, args, kwargs), module)
+                frame.event = self._safely(self._begin, Step(name, None, args, kwargs), module)
             self._frames.append(frame)
 
         def after(module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
@@ -201,14 +247,20 @@ class Recorder(TorchFunctionMode):
             while self._frames:
                 frame = self._frames.pop()
                 if frame.module is module:
-                    if frame.event is not None and not frame.transparent:
-                        self._finish(*frame.event, result)
+                    self._returned(frame, result)
                     return
 
         contexts = self._contexts
         assert contexts is not None
         contexts.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
         contexts.callback(module.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
+
+    def _returned(self, frame: _Frame, result: Any) -> None:
+        if frame.event is None or frame.transparent or self._broken:
+            return
+        self._safely(self._finish, *frame.event, result)
+        if self.output is not None and frame.event[0].anchor:
+            self._choose(self.output, result)
 
     def __torch_function__(
         self, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -217,33 +269,41 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._inside or raw_name(func) in METADATA:
             return func(*args, **kwargs)
-        begun = self._begin(Step(None, func, args, kwargs), None)
+        begun = self._safely(self._begin, Step(None, func, args, kwargs), None)
         result = func(*args, **kwargs)
         if begun is not None:
-            self._finish(*begun, result)
+            self._safely(self._finish, *begun, result)
         return result
 
-    def _begin(self, step: Step, module: nn.Module | None) -> tuple[_Event, list[tuple[Tensor, int]]] | None:
-        """Note the arguments of a call before it can change them; None where it concerns no value of interest."""
+    def _choose(self, output: Callable[[Any], Any], result: Any) -> None:
+        """Note the outputs that the user picks from what a call returned; another call may return something else."""
         self._paused = True
         try:
-            given = [(tensor, version_of(tensor)) for tensor in tensors_of((step.args, step.kwargs))]
-            uses = tuple(self._refs[id(t), v] for t, v in given if (id(t), v) in self._refs)
-            anchor = module is not None and any(True for _ in module.parameters())
-            if not anchor and not uses and (module is not None or all(id(t) not in self._names for t, _ in given)):
-                return None  # it depends on no call: its results are data
-            from_call = anchor or any(self._events[ref.step].from_call for ref in uses)
-            encoded = replace(
-                step,
-                function=None if step.function is None else portable(step.function),
-                args=map_leaves(self._leaf, step.args),
-                kwargs=map_leaves(self._leaf, step.kwargs),
-                autocast=autocast_now(model_device(self.model)),
-                dtype=torch.get_default_dtype(),
-            )
-            return _Event(encoded, uses, module is not None, anchor, from_call), given
+            found = [(id(one), version_of(one)) for one in tensors_of(output(result)) if one.is_floating_point()]
+            self._chosen += [self._refs[key] for key in found if key in self._refs]
+            self._unchosen = "it returns no floating-point tensor of a recorded call"
+        except Exception as error:  # noqa: BLE001  # it is told where no call fits
+            self._unchosen = f"{type(error).__name__}: {error}"
         finally:
             self._paused = False
+
+    def _begin(self, step: Step, module: nn.Module | None) -> _Begun | None:
+        """Note the arguments of a call before it can change them; None where it concerns no value of interest."""
+        given = [(tensor, version_of(tensor)) for tensor in tensors_of((step.args, step.kwargs))]
+        uses = tuple(self._refs[id(t), v] for t, v in given if (id(t), v) in self._refs)
+        anchor = module is not None and any(True for _ in module.parameters())
+        if not anchor and not uses and (module is not None or all(id(t) not in self._names for t, _ in given)):
+            return None  # it depends on no call: its results are data
+        from_call = anchor or any(self._events[ref.step].from_call for ref in uses)
+        encoded = replace(
+            step,
+            function=None if step.function is None else portable(step.function),
+            args=map_leaves(self._leaf, step.args),
+            kwargs=map_leaves(self._leaf, step.kwargs),
+            autocast=autocast_now(model_device(self.model)),
+            dtype=torch.get_default_dtype(),
+        )
+        return _Event(encoded, uses, module is not None, anchor, from_call), given
 
     def _leaf(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -255,33 +315,29 @@ class Recorder(TorchFunctionMode):
             return Named(self._names[id(leaf)])
         if key not in self._copies:
             self._alive.append(leaf)
-            self._copies[key] = leaf.detach().clone()
+            self._copies[key] = plain_tensor(leaf).detach().clone()
         return self._copies[key]
 
     def _finish(self, event: _Event, given: list[tuple[Tensor, int]], result: Any) -> None:
-        self._paused = True
-        try:
-            number = len(self._events)
-            changed = [at for at, (tensor, version) in enumerate(given) if version_of(tensor) != version]
-            if not event.is_call and any(id(given[at][0]) in self._names for at in changed):
-                return  # an optimizer's step or a running average: parameters are read as they are at replay
-            writes: list[int | Ref] = [at for at in changed if id(given[at][0]) not in self._names]
-            written = [given[at][0] for at in changed if id(given[at][0]) not in self._names]
-            if written:
-                seen = {id(tensor) for tensor in (*tensors_of(result), *written)}
-                for ref, tensor in self._sharing({storage_of(tensor) for tensor in written}):
-                    if id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        writes.append(ref)
-                        written.append(tensor)
-            event.step = replace(event.step, writes=tuple(writes))
-            event.results = [*tensors_of(result), *written]
-            self._events.append(event)
-            for index, tensor in enumerate(event.results):
-                self._alive.append(tensor)
-                self._refs[id(tensor), version_of(tensor)] = Ref(number, index)
-        finally:
-            self._paused = False
+        number = len(self._events)
+        changed = [at for at, (tensor, version) in enumerate(given) if version_of(tensor) != version]
+        if not event.is_call and any(id(given[at][0]) in self._names for at in changed):
+            return  # an optimizer's step or a running average: parameters are read as they are at replay
+        writes: list[int | Ref] = [at for at in changed if id(given[at][0]) not in self._names]
+        written = [given[at][0] for at in changed if id(given[at][0]) not in self._names]
+        if written:
+            seen = {id(tensor) for tensor in (*tensors_of(result), *written)}
+            for ref, tensor in self._sharing({storage_of(tensor) for tensor in written}):
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    writes.append(ref)
+                    written.append(tensor)
+        event.step = replace(event.step, writes=tuple(writes))
+        event.results = [*tensors_of(result), *written]
+        self._events.append(event)
+        for index, tensor in enumerate(event.results):
+            self._alive.append(tensor)
+            self._refs[id(tensor), version_of(tensor)] = Ref(number, index)
 
     def _sharing(self, storages: set[int | None]) -> list[tuple[Ref, Tensor]]:
         """Known values that live in the same memory as something that was just changed."""
@@ -296,6 +352,8 @@ class Recorder(TorchFunctionMode):
 
     def _build(self, chosen: list[Ref] | None) -> Tape | None:
         events = self._events
+        if chosen is None and self.output is not None:
+            chosen = self._chosen
         anchors = [number for number, event in enumerate(events) if event.anchor]
         # a call that returns only numbers is a loss with weights, unless there is nothing else
         mapping = [number for number in anchors if any(tensor.dim() for tensor in events[number].results)]
@@ -307,8 +365,12 @@ class Recorder(TorchFunctionMode):
             needed = {ref.step for ref in (*events[number].uses, *_refs_in(events[number].step.writes))}
             waiting.extend(needed - kept)
         refs = self._outputs(kept) if chosen is None else chosen
-        if not anchors:
+        if self._broken:
+            self.reason = self._broken
+        elif not anchors:
             self.reason = "no module with parameters was called"
+        elif not refs and self.output is not None:
+            self.reason = f"output= fits none of the recorded calls: {self._unchosen}"
         elif not refs:
             self.reason = "the recorded calls returned no floating-point tensor"
         elif self._foreign:
@@ -331,7 +393,27 @@ class Recorder(TorchFunctionMode):
                 unused = event.is_call and ref not in by_kept
                 if event.from_call and tensor.is_floating_point() and (ref in by_dropped or unused):
                     found.append(ref)
-        return [ref for ref in found if self._events[ref.step].results[ref.index].dim()] or found
+        found = self._with_dims(found) or found
+        leading = self._leading(kept)
+        return self._with_dims([ref for ref in found if ref in leading]) or found
+
+    def _with_dims(self, refs: list[Ref]) -> list[Ref]:
+        """Those that are no single numbers: a loss that a call returns says little of what the layers compute."""
+        return [ref for ref in refs if self._events[ref.step].results[ref.index].dim()]
+
+    def _leading(self, kept: set[int]) -> set[Ref]:
+        """The results of kept calls from which the losses were computed."""
+        found: set[Ref] = set()
+        seen, waiting = set(self._losses), list(self._losses)
+        while waiting:
+            ref = waiting.pop()
+            if ref.step in kept:
+                found.add(ref)
+            else:
+                new = set(self._events[ref.step].uses) - seen
+                seen |= new
+                waiting.extend(new)
+        return found
 
     def _tape(self, steps: list[Step], refs: list[Ref], order: dict[int, int]) -> Tape:
         def renumber(leaf: Any) -> Any:

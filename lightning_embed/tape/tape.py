@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import ReplayError
 from lightning_embed.tape.functions import function_name, in_eval
-from lightning_embed.tape.tree import Leaf, canonical_name, leaves, map_leaves, map_tensors, tensors_of
+from lightning_embed.tape.tree import Leaf, canonical_name, leaves, map_leaves, map_tensors, outline, tensors_of
 
 Collected = TypeVar("Collected")
 
@@ -107,7 +107,7 @@ class Tape:
         def kind(leaf: Any) -> Any:
             return leaf if isinstance(leaf, (Ref, Named, bool, str)) else type(leaf).__name__
 
-        return tuple((step.name, repr(map_leaves(kind, (step.args, step.kwargs)))) for step in self.steps)
+        return tuple((step.name, outline(kind, (step.args, step.kwargs))) for step in self.steps)
 
     def halves(self) -> list[Tape]:
         """Two tapes with every other sample each: what has the leading dimension of `samples` is taken apart."""
@@ -168,6 +168,21 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by canonical name."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {canonical_name(name): tensor for name, tensor in named}
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """A tensor of a subclass as a plain one that shares its values; one that holds its values elsewhere stays.
+
+    >>> class Labelled(torch.Tensor):
+    ...     pass
+    >>> type(plain_tensor(torch.ones(2).as_subclass(Labelled)))
+    <class 'torch.Tensor'>
+    """
+    kind = type(tensor)
+    if kind in (Tensor, nn.Parameter) or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return Tensor.as_subclass(tensor, Tensor)
 
 
 def autocast_now(device: torch.device) -> tuple[Autocast, ...]:
@@ -308,7 +323,7 @@ def replay(model: nn.Module, tape: Tape, *, grad: bool = False) -> list[Tensor]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
         set_modes(model, training=False)
-        return execute(model, tape, bind(model, tape), lambda output: output.clone())
+        return execute(model, tape, bind(model, tape), lambda output: plain_tensor(output).clone())
 
 
 def bind(model: nn.Module, tape: Tape) -> list[tuple[Any, Any]]:
@@ -367,5 +382,7 @@ def execute(
             outputs.update({ref: collect(resolve(ref)) for ref in tape.outputs if ref.step == number})
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise ReplayError(f"Step {number + 1} of the tape ({step.name}) failed on this model: {what}") from error
+            raise ReplayError(
+                f"Step {number + 1} of the tape ({step.name}) failed on this model: {what}", module=step.module
+            ) from error
     return [outputs[ref] for ref in tape.outputs]

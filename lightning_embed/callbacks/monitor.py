@@ -10,7 +10,7 @@ from typing import Any
 from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_epoch, log_step, step_axis, unlogged
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
-from lightning_embed.callbacks.recording import Observed, StepRecording, check_functions
+from lightning_embed.callbacks.recording import Observed, StepRecording, check_functions, without
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
@@ -20,6 +20,18 @@ from lightning_embed.tape import Tape, from_plain, to_plain
 from lightning_embed.tape.tree import canonical_name
 
 log = logging.getLogger(__name__)
+
+_LIVE = (
+    "_recording",
+    "_observed",
+    "_sampled_step",
+    "_sampled",
+    "_stepped",
+    "_gradients",
+    "_metrics",
+    "_saved",
+    "_history",
+)
 
 
 class EmbeddingMonitor(Callback):
@@ -97,6 +109,16 @@ class EmbeddingMonitor(Callback):
         self._metrics: dict[str, float] = {}  # of the sampled step
         self._saved: dict[str, Any] | None = None
         self._history = RunHistory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: the options and the measurement, and nothing of a training under way."""
+        return without(self, _LIVE)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew with the same options."""
+        vars(self).update(state)
+        self._begin()
+        self.measurement = state["measurement"]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew; a callback may serve several fits."""

@@ -13,16 +13,31 @@ import torch
 from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
-from lightning_embed.callbacks.recording import StepRecording, check_functions
+from lightning_embed.callbacks.recording import StepRecording, check_functions, without
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
 from lightning_embed.surgery.checkpoint import is_attached
-from lightning_embed.surgery.plan import describe_evidence
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
 log = logging.getLogger(__name__)
+
+_LIVE = (
+    "_tapes",
+    "_saved",
+    "_recording",
+    "_groups",
+    "_due",
+    "_epoch",
+    "_rest",
+    "_resting",
+    "_share",
+    "_stopped",
+    "_history",
+)
+
+_TOLD = 6  # merges of an event that its line names
 
 
 class EmbeddingPruner(_trainer.Callback):
@@ -113,10 +128,20 @@ class EmbeddingPruner(_trainer.Callback):
         self._recording = StepRecording(self.output, self.call)
         self._groups: _trainer.Groups | None = None
         self._due = False
+        self._rest = self._resting = 0  # events to be left out after one in vain, and how many of them are to come
         self._epoch = -1  # the last one whose start was seen
         self._share = self.calibration_samples
         self._stopped = False
         self._history = RunHistory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: the options and the records, and nothing of a training that is under way."""
+        return without(self, _LIVE)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew with the same options."""
+        vars(self).update(state)
+        self._begin()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
@@ -152,7 +177,7 @@ class EmbeddingPruner(_trainer.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Record this step, when it is one of those spread over the epoch."""
-        if self._full() or not (self._due or self.when.soon(trainer)):
+        if self._full() or self._resting or not (self._due or self.when.soon(trainer)):
             return
         stride = 1
         batches = trainer.num_training_batches
@@ -195,7 +220,10 @@ class EmbeddingPruner(_trainer.Callback):
         self._epoch = trainer.current_epoch
         tapes, self._tapes = self._tapes, []
         now = trainer.is_global_zero and self.when(trainer, pl_module)
-        self._due = _trainer.agreed(trainer, bool(now or self._due))
+        now = _trainer.agreed(trainer, bool(now))
+        if now and self._resting:
+            self._resting, now = self._resting - 1, False
+        self._due = self._due or now
         if not self._due:
             return
         records = self._merge_everywhere(trainer, pl_module, tapes)
@@ -203,6 +231,9 @@ class EmbeddingPruner(_trainer.Callback):
             log.info("Epoch %d: no merging, no training step has been recorded yet.", trainer.current_epoch)
             return
         self._due = False
+        # a network in which nothing was found is not asked again at once, and each time in vain later
+        self._rest = 0 if any(record.done for record in records) else 2 * self._rest + 1
+        self._resting = self._rest
         self._note(trainer, pl_module, records)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -267,6 +298,7 @@ class EmbeddingPruner(_trainer.Callback):
                     copies=copies,
                     epoch=trainer.current_epoch,
                     step=trainer.global_step,
+                    settle_norms=True,
                 )
         except EmbeddingError as error:
             self._recording.warn(f"Epoch {trainer.current_epoch}: nothing more can be merged", error)
@@ -283,13 +315,9 @@ class EmbeddingPruner(_trainer.Callback):
         self._write(trainer, records)
         if trainer.is_global_zero:
             send_merges(trainer.loggers, records, self.records, _trainer.step_axis(trainer))
-        for record in records:
-            if record.done:
-                _trainer.tell(
-                    trainer,
-                    f"Epoch {record.epoch}: merged {record.layer} ({record.criterion}), width {record.width[0]} → "
-                    f"{record.width[1]}, change {record.change:.4f} [{describe_evidence(record.evidence)}]",
-                )
+        told = summary(records)
+        if told:
+            _trainer.tell(trainer, told)
 
     def _write(self, trainer: Any, records: Sequence[Record]) -> None:
         directory = _trainer.log_directory(trainer)  # asks all processes
@@ -309,6 +337,7 @@ class EmbeddingPruner(_trainer.Callback):
             "records": [record.to_dict() for record in self.records],
             "groups": self._groups,
             "due": self._due,
+            "rest": [self._rest, self._resting],
             "epoch": self._epoch,
             "when": [type(self.when).__name__, self.when.state_dict()],
         }
@@ -346,6 +375,7 @@ class EmbeddingPruner(_trainer.Callback):
         self.records = [Record.from_dict(record) for record in state_dict["records"]]
         self._groups = state_dict["groups"]
         self._due, self._epoch = state_dict.get("due", False), state_dict.get("epoch", -1)
+        self._rest, self._resting = state_dict.get("rest", (0, 0))
         self._saved = state_dict.get("tapes", [])
         kind, state = state_dict.get("when", ("", {}))
         if kind == type(self.when).__name__:  # what another kind has learnt is of no use to this one
@@ -357,3 +387,23 @@ class EmbeddingPruner(_trainer.Callback):
         self._stopped = True
         self._recording.stop()
         self._history.end(f"stopped by {type(exception).__name__}")
+
+
+def summary(records: Sequence[Record]) -> str:
+    """An event in one line; nothing where nothing was done.
+
+    >>> one = Record("neurons", "net.0", "span", done=True, change=0.01, width=(40, 5), parameters=(99, 64), epoch=3)
+    >>> summary([one])
+    'Epoch 3: merged net.0 (span) 40 → 5; parameters 99 → 64, change 0.0100'
+    """
+    done = [one for one in records if one.done]
+    merged = [one for one in done if one.kind != "reconstruction"]
+    if not merged:
+        return ""
+    first, last = merged[0], done[-1]
+    told = ", ".join(f"{one.layer} ({one.criterion}) {one.width[0]} → {one.width[1]}" for one in merged[:_TOLD])
+    more = f" and {len(merged) - _TOLD} more" if len(merged) > _TOLD else ""
+    return (
+        f"Epoch {first.epoch}: merged {told}{more}; parameters {first.parameters[0]:,} → {last.parameters[1]:,}, "
+        f"change {last.change:.4f}"
+    )

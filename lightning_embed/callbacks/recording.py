@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from torch import nn
@@ -144,6 +144,11 @@ def check_functions(callback: str, **options: Any) -> None:
     for name, value in options.items():
         if value is not None and not callable(value):
             raise InputError(f"{callback}({name}=…) must be a function or None, got {value!r}.")
+
+
+def without(callback: Any, live: Container[str]) -> dict[str, Any]:
+    """The attributes of a callback that may be copied: packages copy and pickle what they are given."""
+    return {name: value for name, value in vars(callback).items() if name not in live}
 
 
 def _has_inner(module: nn.Module) -> bool:

@@ -1,11 +1,12 @@
 """The only place that changes a model."""
 
 from lightning_embed.surgery.apply import apply
-from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, loading, read_architecture
+from lightning_embed.surgery.checkpoint import KEY, attach, detach, read_architecture
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.distill import distill
 from lightning_embed.surgery.embed import deepen, widen
 from lightning_embed.surgery.export import export
+from lightning_embed.surgery.loading import load_from_checkpoint, loading
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
 from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Reason
 from lightning_embed.surgery.criteria import Tolerance
+from lightning_embed.surgery.edit import Edits
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import preserved, set_modes
 
@@ -174,24 +175,55 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     if not tapes:
         return Reason("batch-norm statistics lag", "batches of a single sample cannot tell; give larger ones")
     outputs = outputs_of(model, tapes)
-    saved = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    settled = settle_norms(model, tapes)
     try:
-        for norm in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
-            norm.running_mean = norm.running_var = None
-        settled = _statistics(model, norms, tapes)
-        for norm, old_mean, old_variance in saved:
-            if norm in settled and old_mean is not None and old_variance is not None:
-                mean, variance = settled[norm]
-                norm.running_mean, norm.running_var = mean.to(old_mean.dtype), variance.to(old_variance.dtype)
         anew = outputs_of(model, tapes)
     finally:
-        for norm, old_mean, old_variance in saved:
-            norm.running_mean, norm.running_var = old_mean, old_variance
+        settled.undo()
     worst = max((_change(old, new) for old, new in zip(outputs, anew, strict=True)), default=0.0)
     bound = min(1.0, 3.0 * math.sqrt(len(norms) / max(tape.samples for tape in tapes)))
     if worst <= bound:
         return None
     return Reason("batch-norm statistics lag", f"outputs differ by {worst:.2g} from settled ones, bound {bound:.2g}")
+
+
+def settled_lag(
+    model: nn.Module, fit: Sequence[Tape], decide: Sequence[Tape], *, settle: bool
+) -> tuple[Reason | None, Edits | None]:
+    """Why eval mode cannot be trusted yet; where `settle`, the statistics are put right if that holds on other data.
+
+    Returns:
+        The reason that is left, and what was changed, for `undo`.
+    """
+    reason = batch_norm_lag(model, fit)
+    if reason is None or not settle:
+        return reason, None
+    settled = settle_norms(model, fit)
+    if batch_norm_lag(model, decide) is None:
+        return None, settled
+    settled.undo()
+    return reason, None
+
+
+def settle_norms(model: nn.Module, tapes: Sequence[Tape]) -> Edits:
+    """Give batch norms the running statistics that they would have on the tapes; `undo` takes that back.
+
+    Each is given the mean of the batches' statistics while those before it normalise by the batch, as in training.
+    """
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and _running(one)]
+    tapes = [tape for tape in tapes if tape.samples > 1]  # a single sample has no variance to normalise by
+    without, edits = Edits(), Edits()
+    try:
+        for norm in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
+            without.set(norm, "running_mean", None)
+            without.set(norm, "running_var", None)
+        found = _statistics(model, norms, tapes)
+    finally:
+        without.undo()
+    for called, (mean, variance) in found.items():
+        for name, value in (("running_mean", mean), ("running_var", variance)):
+            edits.set(called, name, value.to(getattr(called, name).dtype))
+    return edits
 
 
 def _statistics(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
 from lightning_embed.surgery.apply import Applied, apply_step, settle
-from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
+from lightning_embed.surgery.check import Check, Effect, settled_lag
 from lightning_embed.surgery.checkpoint import attach
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.edit import parameter_count, submodule
@@ -56,6 +56,7 @@ def merge(
     copies: Sequence[nn.Module] = (),
     epoch: int | None = None,
     step: int | None = None,
+    settle_norms: bool = False,
 ) -> tuple[Plan, list[Record]]:
     """Merge what the criteria nominate and the tolerance allows, in place.
 
@@ -76,12 +77,17 @@ def merge(
         copies: models of the same architecture with weights of their own (running averages) that follow every merge.
         epoch: written into the records.
         step: written into the records.
+        settle_norms: where the running statistics of batch norms lag, re-estimate them on the fitting data first, if
+            they hold on the deciding data too; taken back where nothing is merged.
 
     Returns:
         The merges that were made, in order, and the record of everything that was nominated.
     """
     when = {"epoch": epoch, "step": step}
-    return _Merging(model, fit, decide, criteria, tolerance, seed, optimizers, copies, when).run(sizes)
+    merging = _Merging(
+        model, fit, decide, criteria, tolerance, seed, optimizers, copies, when, settle_norms=settle_norms
+    )
+    return merging.run(sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +113,8 @@ class _Merging:
         optimizers: Sequence[torch.optim.Optimizer],
         copies: Sequence[nn.Module],
         when: dict[str, Any],
+        *,
+        settle_norms: bool,
     ) -> None:
         self.model, self.fit, self.decide = model, fit, decide
         self.criteria, self.tolerance, self.seed = criteria, tolerance, seed
@@ -115,6 +123,7 @@ class _Merging:
             attach(one)
         self.known: dict[Any, Any] = {}  # of regions that a merge elsewhere has not changed
         self.graph: Graph = observe(model, fit, self.known)
+        self.lag, self.settled = settled_lag(model, fit, decide, settle=settle_norms)
         self.check = Check(model, decide, tolerance)
         self.unusable: set[str] = set()
         self.steps: list[Step] = []
@@ -134,13 +143,19 @@ class _Merging:
                     self._sizes(sizes(self.model, self.graph, self._features(), self.fit))
                 self._reconstruct()
         finally:
+            if self.settled is not None and not self.steps:
+                self.settled.undo()
             for one in (self.model, *self.copies):
                 attach(one).forget_untouched(one)
+        if self.settled is not None and self.steps:
+            record = Record("reconstruction", "batch norms", "running statistics", done=True, **self.when)
+            self.records.insert(0, record)
+            attach(self.model).history.append(record.to_dict())
         return Plan(tuple(self.steps)), self.records
 
     def _ready(self) -> bool:
         """Refuse, on record, the layers that cannot be worked on; false if that is all of them."""
-        lag = batch_norm_lag(self.model, self.fit)
+        lag = self.lag
         features = {} if lag else collect_features(self.model, self.graph.layers, self.fit)
         decided = collect_features(self.model, self.graph.layers, self.decide).keys()
         for layer in self.graph.layers:

@@ -182,11 +182,17 @@ def test_after_a_resume_without_calibration_data_a_merging_event_waits_and_is_no
 
 @pytest.mark.parametrize("fault", ["no eval", "nan"])
 def test_what_cannot_be_measured_or_merged_is_said_once_and_training_goes_on(tmp_path, fault, caplog):
-    class Faulty(Planted):
+    class Guarded(nn.Linear):
         def forward(self, x):
             if fault == "no eval" and not self.training:
                 raise ValueError("no eval")
-            return self.net(x) * (1.0 if fault == "no eval" else float("nan"))
+            return super().forward(x) * (1.0 if fault == "no eval" else float("nan"))
+
+    class Faulty(Planted):
+        def __init__(self):
+            super().__init__()
+            last = self.net[-1]
+            self.net[-1] = Guarded(last.in_features, last.out_features)
 
     run = trainer(tmp_path, [EmbeddingMonitor(1), EmbeddingPruner(**EXACT)])
     with caplog.at_level(logging.WARNING, "lightning_embed"):

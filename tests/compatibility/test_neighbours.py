@@ -174,7 +174,7 @@ def test_bars_and_summaries(tmp_path, capsys):
     )
     run.fit(Net(), Batches())
     assert events(run) == EVENTS
-    assert "merged net.2 (linearization)" in capsys.readouterr().out
+    assert "merged net.2 (linearization) 8 → 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -39,17 +39,18 @@ PACKAGES = {
 FAMILIES = {
     "Tables": "The layers of a multilayer perceptron merge; a gated feed-forward block (TabTransformer) is left alone "
     "as long as gates are. Give the callbacks to `fit`, not to the configuration: they are objects.",
-    "Forecasts": "Packages that train in full batches, one step an epoch, are watched at little cost: a step is sampled "
-    "every fifty, and nothing is counted in between. neuralforecast and darts keep the callbacks among the model's "
-    "arguments and copy or save them with it: look for the one that saw the training in `trainer.callbacks`. Models that "
-    "return distributions are compared by the parameters of these.",
-    "Single cells": "scvi's batch norms average slowly (momentum 0.01), so that in a short training eval mode lags behind. "
-    "Where the statistics of the calibration data settle that, they are taken over with the first merge of an event, and "
-    "a record says so. scvi saves the module inside of what Lightning trains; its state dict describes itself.",
+    "Forecasts": "Packages that train in full batches, one step an epoch, are watched at little cost: a step is "
+    "sampled every fifty, and nothing is counted in between. neuralforecast trains with copies of the callbacks that "
+    "it is given, darts saves them with the model: look for those that saw the training in `trainer.callbacks`. "
+    "Models that return distributions are compared by the parameters of these.",
+    "Single cells": "scvi's batch norms average slowly (momentum 0.01), so that in a short training eval mode lags "
+    "behind. Where the statistics of the calibration data settle that, they are taken over with the first merge of an "
+    "event, and a record says so. scvi saves the module inside of what Lightning trains; its state dict describes "
+    "itself.",
     "Molecules": "The feed-forward head merges; message passing shares one weight among its steps and is left alone.",
-    "Physics": "Labelled tensors are recorded as plain ones. The training step differentiates the network by its inputs: "
-    "a bound on the outputs says little of the derivatives, so ask for a small one (`Tolerance(change=0.005)`), or "
-    "give `Tolerance(metric=…)` the residual in `le.prune`.",
+    "Physics": "Labelled tensors are recorded as plain ones, and a loss that differentiates the network is looked "
+    "through. A bound on the outputs says little of the derivatives that such a training needs: ask for a small one "
+    "(`Tolerance(change=0.005)`), or give `le.prune` the residual as `Tolerance(metric=…)`.",
 }
 
 HEAD = """# Packages

@@ -13,7 +13,7 @@ from gluonts.dataset.common import ListDataset
 from gluonts.model.predictor import Predictor
 from gluonts.torch import DeepAREstimator, SimpleFeedForwardEstimator
 
-from tests.packages.training import Trained, seed, timed
+from tests.packages.training import KEPT, Keeper, Trained, seed, timed
 
 LINES = """
     estimator = SimpleFeedForwardEstimator(12, trainer_kwargs={"callbacks": [EmbeddingMonitor(), EmbeddingPruner()]})
@@ -24,25 +24,11 @@ LINES = """
 """
 
 
-class Keep:
-    """The Trainer, which the estimator keeps to itself."""
-
-    def __new__(cls, found: dict[str, Any]) -> Any:
-        import lightning.pytorch as pl
-
-        class Keeper(pl.Callback):
-            def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-                found["trainer"], found["module"] = trainer, pl_module
-
-        return Keeper()
-
-
 def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Path) -> Trained:
     rng, time = np.random.default_rng(0), np.arange(150)
     values = [10 + 5 * np.sin(time / (3 + one % 5)) + 0.3 * rng.normal(size=150) for one in range(20)]
     start = pd.Period("2020-01-01", freq="D")
     past = ListDataset([{"start": start, "target": one[:138]} for one in values], freq="D")
-    kept: dict[str, Any] = {}
     estimator = kind(
         prediction_length=12,
         context_length=24,
@@ -51,7 +37,7 @@ def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Pat
         trainer_kwargs={
             "max_epochs": 8,
             "accelerator": "cpu",
-            "callbacks": [*callbacks, Keep(kept)],
+            "callbacks": [*callbacks, Keeper()],
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "logger": False,
@@ -75,8 +61,8 @@ def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Pat
         predictor.serialize(path / "model")
 
     return Trained(
-        kept["module"],
-        kept["trainer"],
+        KEPT["module"],
+        KEPT["trainer"],
         lambda: forecast(predictor),
         lambda: float(np.abs(forecast(predictor) - truth).mean()),
         save,

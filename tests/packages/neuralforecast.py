@@ -11,7 +11,7 @@ import pandas as pd
 from neuralforecast import NeuralForecast
 from neuralforecast.models import MLP, NHITS
 
-from tests.packages.training import Trained, timed
+from tests.packages.training import KEPT, Keeper, Trained, timed
 
 LINES = """
     model = NHITS(h=12, input_size=24, callbacks=[EmbeddingMonitor(), EmbeddingPruner()])
@@ -45,7 +45,7 @@ def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Pat
         enable_model_summary=False,
         enable_checkpointing=False,
         default_root_dir=str(folder),
-        callbacks=callbacks,
+        callbacks=[*callbacks, Keeper()],
         **options,
     )
     forecast = NeuralForecast([model], freq=1)
@@ -62,7 +62,7 @@ def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Pat
 
     return Trained(
         fitted,
-        fitted._trainer if hasattr(fitted, "_trainer") else fitted.trainer,
+        KEPT["trainer"],
         lambda: forecast.predict()[[name]],
         score,
         lambda path: forecast.save(str(path / "model"), overwrite=True),

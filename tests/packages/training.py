@@ -26,6 +26,7 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.callbacks._trainer import Callback
 
 GENEROUS = {
     "criteria": le.Criteria(linearization=0.95, condensation=0.8, span=0.05),
@@ -54,6 +55,16 @@ class Trained:
     save: Callable[[Path], None]
     load: Callable[[Path], Any]
     cpu: float = field(default=0.0)
+
+
+KEPT: dict[str, Any] = {}
+
+
+class Keeper(Callback):
+    """Keeps the Trainer, where a package keeps it to itself; the packages copy callbacks, so not on the callback."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        KEPT.update(trainer=trainer, module=pl_module)
 
 
 Train = Callable[[list[Any], Path], Trained]

@@ -17,7 +17,7 @@ from lightning_embed.callbacks.recording import StepRecording, check_functions, 
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
-from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
+from lightning_embed.surgery import Criteria, Record, Tolerance, attach, detach, merge
 from lightning_embed.surgery.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
@@ -132,6 +132,7 @@ class EmbeddingPruner(_trainer.Callback):
         self._epoch = -1  # the last one whose start was seen
         self._share = self.calibration_samples
         self._stopped = False
+        self._attached = False  # whether it was this callback that attached the module
         self._history = RunHistory()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,6 +155,14 @@ class EmbeddingPruner(_trainer.Callback):
             self.records = [Record.from_dict(record) for record in attachment.history]
             self.when.reset()
             self._begin()
+        self._attached = not known
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave a module as it came where nothing was merged: packages pickle it whole."""
+        del trainer, stage
+        if self._attached and not attach(pl_module).architecture(pl_module):
+            detach(pl_module)
+        self._attached = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """After a resume, bind the optimizers' groups by name, before their state is loaded."""

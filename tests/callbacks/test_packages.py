@@ -263,3 +263,12 @@ def test_an_event_in_vain_doubles_the_time_to_the_next(tmp_path):
     criteria = le.Criteria(linearization=None, condensation=None, span=None)
     trainer(tmp_path, [Asked(criteria, when=1)], max_epochs=20).fit(Planted(), loader())
     assert asked == [1, 3, 7, 15]
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_a_module_in_which_nothing_was_merged_is_pickled_as_it_came(tmp_path, merges):
+    options = EXACT if merges else {"criteria": le.Criteria(None, None, None), "when": 2}
+    model = Planted()
+    trainer(tmp_path, [EmbeddingMonitor(4), EmbeddingPruner(**options)]).fit(model, loader())
+    assert (b"lightning_embed" in pickle.dumps(model.net)) == merges
+    assert bool(model._state_dict_hooks) == merges

@@ -57,8 +57,8 @@ HEAD = """# Packages
 
 Trainings that come with a package need two callbacks and, to load what was merged, one context. Every row was run by
 `python -m tests.packages`: small data made on the spot, the package's own way to train, save, load and predict. Each
-training is run without callbacks, with `EmbeddingMonitor(every_n_steps=20)` alone, with `EmbeddingPruner()` beside it at
-its defaults, and with generous settings (`Criteria(linearization=0.95, condensation=0.8, span=0.05)`,
+training is run without callbacks, with `EmbeddingMonitor(every_n_steps=20)` alone, with `EmbeddingPruner()` beside it
+at its defaults, and with generous settings (`Criteria(linearization=0.95, condensation=0.8, span=0.05)`,
 `Tolerance(change=0.1)`, an event every three epochs from the third tenth on).
 
 - *bit-equal*: whether all weights are the same bits with the monitor and without.

@@ -58,7 +58,7 @@ def train(config: Any, callbacks: list[Any], folder: Path) -> Trained:
         model.model,
         model.trainer,
         lambda: model.predict(new).filter(like="probability"),
-        lambda: (model.predict(new)["y_prediction"].to_numpy() == new["y"].to_numpy()).mean(),
+        lambda: float((model.predict(new)["y_prediction"].to_numpy() == new["y"].to_numpy()).mean()),
         lambda path: model.save_model(str(path / "model")),
         lambda path: TabularModel.load_model(str(path / "model")).predict(new).filter(like="probability"),
         found["cpu"],

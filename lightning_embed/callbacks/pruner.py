@@ -35,6 +35,7 @@ _LIVE = (
     "_share",
     "_stopped",
     "_history",
+    "_attached",
 )
 
 _TOLD = 6  # merges of an event that its line names

@@ -147,8 +147,12 @@ def check_functions(callback: str, **options: Any) -> None:
 
 
 def without(callback: Any, live: Container[str]) -> dict[str, Any]:
-    """The attributes of a callback that may be copied: packages copy and pickle what they are given."""
-    return {name: value for name, value in vars(callback).items() if name not in live}
+    """The attributes of a callback that may be copied: packages copy and pickle what they are given.
+
+    Lightning leaves the module's `log` and `log_dict` on callbacks, and with them the whole module.
+    """
+    theirs = ("log", "log_dict")
+    return {name: value for name, value in vars(callback).items() if name not in live and name not in theirs}
 
 
 def _has_inner(module: nn.Module) -> bool:

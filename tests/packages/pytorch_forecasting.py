@@ -73,7 +73,7 @@ def train(kind: type, options: dict[str, Any], callbacks: list[Any], folder: Pat
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
 
     def predict(one: Any) -> Any:
-        return one.predict(loader, trainer_kwargs=quiet)
+        return one.predict(loader, trainer_kwargs=quiet, return_y=True).output
 
     def score() -> float:
         answer = model.predict(loader, trainer_kwargs=quiet, return_y=True)

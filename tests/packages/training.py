@@ -173,7 +173,6 @@ def run(name: str, model: str, train: Train) -> dict[str, Any]:
             "refused": sorted({str(one.reason).split(" (")[0][:80] for one in pruner.records if not one.done})[:4],
         }
         row[kind]["saves"] = saved_and_loaded(pruned, row, f"{kind} saves")
-        row[kind]["resumes"] = resumed(pruned, row)
     row["said"] = sorted(set(heard.said))
     logging.getLogger("lightning_embed").removeHandler(heard)
     return row
@@ -210,20 +209,6 @@ def saved_and_loaded(trained: Trained, row: dict[str, Any], what: str) -> str:
     if before.shape == after.shape and np.allclose(before, after, rtol=1e-4, atol=1e-5, equal_nan=True):
         return "equal"
     return "differs"
-
-
-def resumed(trained: Trained, row: dict[str, Any]) -> str:
-    """A Lightning checkpoint of the merged network goes into a Trainer that has the callbacks, and trains on."""
-    folder = Path(tempfile.mkdtemp(prefix="resumed-"))
-    resume = getattr(trained, "resume", None)
-    if resume is None:
-        return "–"
-    try:
-        resume(folder)
-    except Exception as error:  # noqa: BLE001  # it is the cell
-        row.setdefault("tracebacks", []).append(f"resume\n{traceback.format_exc()[-3000:]}")
-        return f"fails: {type(error).__name__}: {str(error)[:200]}"
-    return "yes"
 
 
 def main(name: str, distribution: str, models: list[str]) -> None:

@@ -189,7 +189,8 @@ def _row(row: dict[str, Any]) -> str:
     equal = {True: "yes", False: "**no**" if row["repeats"] else "does not repeat by itself"}.get(
         row.get("bit-equal"), str(row.get("bit-equal"))
     )
-    layers = f"{row.get('may merge', 0)} of {row.get('layers', 0)}, {row.get('share', 0):.0%}"
+    share = row.get("share")
+    layers = f"{row.get('may merge', 0)} of {row.get('layers', 0)}" + ("" if share is None else f", {share:.0%}")
     saves = [row.get("monitor saves"), *(one.get("saves") if isinstance(one, dict) else None for one in _kinds(row))]
     cpu = [row.get("monitor cpu"), *(one.get("cpu") if isinstance(one, dict) else None for one in _kinds(row)[:1])]
     cells = [

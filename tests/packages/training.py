@@ -185,7 +185,7 @@ def seen(trained: Trained) -> dict[str, Any]:
     if found is None:
         return {"layers": 0, "may merge": 0, "share": 0.0}
     free = [one.layer for one in found.layers if not one.merge_neurons]
-    modules = dict(trained.module.named_modules())
+    modules = dict(trained.trainer.lightning_module.named_modules())  # the monitor's names are those of what is trained
     held = sum(parameters(modules[name]) for name in free if name in modules)
     return {
         "layers": len(found.layers) + len(found.refused),

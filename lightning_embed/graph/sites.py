@@ -173,8 +173,13 @@ class _Search:
             else:
                 links[name] = result
         sites: list[Site] = []
+        alone: list[list[str]] = []  # groups that cannot be cut by themselves
         for producers in self._united(links):
-            sites += self._sites({name: links[name] for name in producers})
+            of_group = self._sites({name: links[name] for name in producers})
+            sites += of_group
+            if not of_group:
+                alone.append(producers)
+        sites += self._together(links, alone)
         held = {name for site in sites for name in site.producers}
         return sites, {name: reason for name, reason in self.refused.items() if name not in held}
 
@@ -265,6 +270,28 @@ class _Search:
                     member[name] = together
         groups = {id(names): sorted(names, key=self.order.__getitem__) for names in member.values()}
         return list(groups.values())
+
+    def _together(self, links: Mapping[str, Mapping[str, Links]], groups: Sequence[list[str]]) -> list[Site]:
+        """Sites of groups that can only be cut with each other, where the classes of one lie within those of another.
+
+        So do the values of attention within its heads, which queries and keys tie together.
+        """
+        division = {name: self._division(name, links[name]) for group in groups for name in group}
+        sites: list[Site] = []
+        done: set[str] = set()
+        for group in groups:
+            within = [
+                other
+                for other in groups
+                if other is not group
+                and any(_nested(division[inner], division[outer]) for inner in other for outer in group)
+            ]
+            names = [*group, *(name for other in within for name in other)]
+            if within and not done & set(names):
+                of_group = self._sites({name: links[name] for name in sorted(names, key=self.order.__getitem__)})
+                sites += of_group
+                done |= set(names) if of_group else set()
+        return sites
 
     def _division(self, name: str, links: Mapping[str, Links]) -> dict[str, np.ndarray]:
         """For every reader, the class of each of its columns that a layer makes; -1 where it does not reach."""
@@ -395,6 +422,18 @@ def _alike(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bo
     return len(shared) > 0 and len(np.unique(shared[:, 0])) == len(np.unique(shared[:, 1])) == len(shared)
 
 
+def _nested(inner: Mapping[str, np.ndarray], outer: Mapping[str, np.ndarray]) -> bool:
+    """Whether every class of one layer, in the columns that both reach, lies in one of several classes of another."""
+    pairs = []
+    for reader in inner.keys() & outer.keys():
+        both = (inner[reader] >= 0) & (outer[reader] >= 0)
+        pairs.append(np.stack([inner[reader][both], outer[reader][both]], axis=1))
+    if not pairs:
+        return False
+    shared = np.unique(np.concatenate(pairs), axis=0)
+    return len(np.unique(shared[:, 1])) > 1 and len(np.unique(shared[:, 0])) == len(shared)
+
+
 def _index(block: np.ndarray, units: np.ndarray, size: int) -> Tensor:
     """The places of a layer's entries in each unit, (units, size)."""
     place = np.full(int(block.max()) + 1, -1)
@@ -418,7 +457,7 @@ class _Verification:
         if reason is not None:
             return reason
         site = self.site
-        if self._leaks(site):
+        if len(site.producers) > 1 and self._leaks(site):
             return Reason("columns mix", ", ".join(site.functions))
         site = self._cuttable(site)
         if site.fixed and (site.cut is not None or site.units < 2):

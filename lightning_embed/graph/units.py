@@ -19,8 +19,9 @@ Ask = Callable[[Tensor], list[Tensor]]
 
 _SPLITS = 2  # random halves by which a guess is tested
 _DIGITS = 5  # and by so many binary digits of the entries' numbers
-_MOST = 64  # entries of one column; more are called mixing
-_QUESTIONS = 200
+_ALONE = 3  # entries that are moved alone, to see whether everything mixes
+_SINGLES = 512  # entries that are asked for one by one where pools do not tell them apart
+_QUESTIONS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +54,10 @@ def dependence(ask: Ask, entries: int, columns: Sequence[int], generator: torch.
     everything = [torch.zeros(count, dtype=torch.bool) for count in columns]
     for _ in range(_SPLITS):
         half = torch.rand(entries, generator=generator) < 0.5
-        first, second = question(half), question(~half)
-        for hit, one, other in zip(everything, first, second, strict=True):
+        for hit, one, other in zip(everything, question(half), question(~half), strict=True):
             hit |= one | other
-            mixed = int((one & other).sum())
-            if entries >= 16 and mixed > 8 and mixed > 0.9 * int(hit.sum()):
-                return None
+    if _mixes(question, entries, everything, generator):
+        return None
     for digit in range(min(_DIGITS, (entries - 1).bit_length())):  # small maps are told apart for certain
         for hit, answer in zip(everything, question((torch.arange(entries) >> digit) & 1 == 1), strict=True):
             hit |= answer
@@ -68,19 +67,43 @@ def dependence(ask: Ask, entries: int, columns: Sequence[int], generator: torch.
     return _search(question, entries, everything, answers, generator)
 
 
+def _mixes(question: Ask, entries: int, everything: Sequence[Tensor], generator: torch.Generator) -> bool:
+    """Whether single entries change nearly all columns, of some reader that has several."""
+    if entries < 2:
+        return False
+    alone = torch.randperm(entries, generator=generator)[:_ALONE]
+    answers = [question(torch.arange(entries) == entry) for entry in alone]
+    for reader, hit in enumerate(everything):
+        shares = [int(answer[reader].sum()) / max(1, int(hit.sum())) for answer in answers]
+        answering = [share for share in shares if share > 0]
+        if int(hit.sum()) > 8 and answering and min(answering) > 0.9:
+            return True
+    return False
+
+
 def _guess(entries: int, hit: Tensor, answers: Sequence[tuple[Tensor, list[Tensor]]], reader: int) -> Links | None:
     """A regular map that all answers agree with, such that every entry has a column that may answer."""
     answering = torch.nonzero(hit).flatten()
     if not len(answering):
         return Links(answering, answering)
-    for columns, owners in _regular_maps(entries, len(hit), answering):
+    for columns, of_columns, of_entries in _regular_maps(entries, len(hit), answering):
         outside = torch.ones(len(hit), dtype=torch.bool)
         outside[columns] = False
         if bool((hit & outside).any()) or int(hit[columns].sum()) <= len(columns) // 2:
             continue  # it claims too little or too much
-        if all(_agrees(columns, owners, pool, answer[reader], hit) for pool, answer in answers):
-            return Links(owners, columns)
+        if all(_agrees(columns, of_columns, of_entries, pool, answer[reader], hit) for pool, answer in answers):
+            return _links(columns, of_columns, of_entries)
     return None
+
+
+def _links(columns: Tensor, of_columns: Tensor, of_entries: Tensor) -> Links:
+    """All pairs of a column and an entry of one class."""
+    order = of_entries.argsort(stable=True)
+    counts = torch.bincount(of_entries, minlength=int(of_columns.max()) + 1)
+    first = counts.cumsum(0) - counts
+    repeated = counts[of_columns]
+    within = torch.arange(int(repeated.sum())) - (repeated.cumsum(0) - repeated).repeat_interleave(repeated)
+    return Links(order[first[of_columns].repeat_interleave(repeated) + within], columns.repeat_interleave(repeated))
 
 
 def _claims_too_much(guessed: Sequence[Links | None], everything: Sequence[Tensor], entries: int) -> bool:
@@ -96,37 +119,47 @@ def _claims_too_much(guessed: Sequence[Links | None], everything: Sequence[Tenso
     return any(bool((claimed & ~answering & anywhere).any()) for claimed, answering in answers)
 
 
-def _agrees(columns: Tensor, owners: Tensor, pool: Tensor, answer: Tensor, hit: Tensor) -> bool:
+def _agrees(
+    columns: Tensor, of_columns: Tensor, of_entries: Tensor, pool: Tensor, answer: Tensor, hit: Tensor
+) -> bool:
     """Whether exactly those columns answer that have an entry in the pool; columns that never answer are excused."""
+    moved = torch.zeros(int(max(of_columns.max(), of_entries.max())) + 1, dtype=torch.bool)
+    moved[of_entries[pool]] = True
     expected = torch.zeros(len(answer), dtype=torch.bool)
-    expected[columns[pool[owners]]] = True
+    expected[columns[moved[of_columns]]] = True
     return not bool((answer & ~expected).any()) and not bool((expected & hit & ~answer).any())
 
 
-def _regular_maps(entries: int, count: int, answering: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Maps worth a test, as (columns, the entry that each depends on), the simplest first.
+def _regular_maps(entries: int, count: int, answering: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Maps worth a test, as (columns, the class of each, the class of each entry), the simplest first.
 
-    Among the columns that answer and, as some of a reader's may be silent, the range that they span and all columns:
-    blocks of neighbours, then the entries in turn; where there are fewer columns than entries, halves and neighbours.
+    Among the columns that answer and, as some of a reader's may be silent, the range that they span and all columns.
+    An entry for each block of neighbouring columns, or in turn; where there are fewer columns than entries, a column for
+    each block of entries, or in turn, as the parts of a gate; at last whole heads: blocks of entries, of each of up to
+    four parts, for blocks of columns.
     """
     low, high = int(answering.min()), int(answering.max()) + 1
     ranges = [answering, torch.arange(low, high), torch.arange(count)]
-    seen: set[tuple[int, int, int]] = set()
-    for columns in ranges:
+    distinct = {(int(columns[0]), int(columns[-1]), len(columns)): columns for columns in reversed(ranges)}
+    every = torch.arange(entries)
+    for columns in reversed(distinct.values()):
         number = len(columns)
-        key = (int(columns[0]), int(columns[-1]), number)
-        if key in seen:
-            continue
-        seen.add(key)
+        turn = torch.arange(number)
         if number % entries == 0:
-            yield columns, torch.arange(number) // (number // entries)
+            yield columns, turn // (number // entries), every
             if number > entries:
-                yield columns, torch.arange(number) % entries
+                yield columns, turn % entries, every
         elif entries % number == 0:
-            times = entries // number
-            every = torch.arange(entries)
-            yield columns[every % number], every
-            yield columns[every // times], every
+            yield columns, turn, every % number
+            yield columns, turn, every // (entries // number)
+    for columns in reversed(distinct.values()):
+        number = len(columns)
+        turn = torch.arange(number)
+        for parts in (1, 2, 3, 4):
+            of_part = entries // parts
+            for heads in range(min(of_part, number) // 2, 1, -1):
+                if entries % parts == 0 and of_part % heads == 0 and number % heads == 0:
+                    yield columns, turn // (number // heads), (every % of_part) // (of_part // heads)
 
 
 def _search(
@@ -154,21 +187,26 @@ def _search(
             question((numbers >> digit) & 1 == value)
     narrow()
     quiet = 0
-    while quiet < 8 and len(answers) < _QUESTIONS:
-        open_ = [can[hit].sum(1) for can, hit in zip(possible, everything, strict=True)]
-        most = max((int(sums.max()) for sums in open_ if len(sums)), default=0)
+    while quiet < 4 and len(answers) < _QUESTIONS:
+        before = sum(int(can[hit].sum()) for can, hit in zip(possible, everything, strict=True))
+        most = max((int(can[hit].sum(1).max()) for can, hit in zip(possible, everything, strict=True) if hit.any()))
         if most <= 1:
             break
-        before = sum(int(sums.sum()) for sums in open_)
-        share = 1 / 3 if quiet < 4 else 1 / max(3, most)
-        question(torch.rand(entries, generator=generator) < share)
+        question(torch.rand(entries, generator=generator) < 1 / max(3, most))
         narrow()
         after = sum(int(can[hit].sum()) for can, hit in zip(possible, everything, strict=True))
         quiet = quiet + 1 if after == before else 0
+    doubtful = torch.zeros(entries, dtype=torch.bool)
     for can, hit in zip(possible, everything, strict=True):
         can[~hit] = False
-        if bool((can.sum(1) > min(_MOST, max(1, entries - 1))).any()):
-            return None
+        doubtful |= can[can.sum(1) > 1].any(dim=0)
+    if int(doubtful.sum()) > _SINGLES:
+        return None
+    for entry in torch.nonzero(doubtful).flatten().tolist():
+        for can, answered in zip(possible, question(numbers == entry), strict=True):
+            can[:, entry] = answered
+    if any(bool((can.sum(1) == entries).any()) for can in possible if entries > 1):
+        return None
     silent = ~torch.stack([can.any(dim=0) for can in possible]).any(dim=0)
     return [_completed(can, silent) for can in possible]
 

@@ -24,10 +24,10 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.graph import Reason, observe
 from lightning_embed.surgery import merge
-from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.measure import measure_layers
-from lightning_embed.surgery.propose import nominate_neurons, nominate_width
-from lightning_embed.surgery.snapshot import size_of
+from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.nominate.measure import measure_layers
+from lightning_embed.surgery.nominate.propose import nominate_neurons, nominate_width
+from lightning_embed.surgery.persist.snapshot import size_of
 from lightning_embed.tape import Tape, deal, record
 
 WIDTHS = (256, 1024, 4096, 16384, 65536)

@@ -12,7 +12,7 @@ from benchmarks.mnist import Mnist, train
 from lightning_embed.graph import observe
 from lightning_embed.statistics import refit
 from lightning_embed.surgery import NeuronMerge
-from lightning_embed.surgery.features import collect_features
+from lightning_embed.surgery.nominate.features import collect_features
 from lightning_embed.tape import record
 
 TRAINED, EPOCHS, RATE, BATCH = 12_000, 2, 1e-3, 128

@@ -17,7 +17,7 @@ from lightning_embed.graph import observe
 from lightning_embed.reporting.environment import environment
 from lightning_embed.reporting.history import NAME, HistoryFile, rounded, snapshot_entry
 from lightning_embed.surgery import Record, Snapshot, snapshot
-from lightning_embed.surgery.snapshot import agreement
+from lightning_embed.surgery.persist.snapshot import agreement
 from lightning_embed.tape import Tape
 
 COMPARED = 12  # layers whose similarities are written when nothing was merged

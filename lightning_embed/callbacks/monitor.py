@@ -13,8 +13,8 @@ from lightning_embed.callbacks.recording import Observed, StepRecording
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
-from lightning_embed.surgery.features import collect_moments
-from lightning_embed.surgery.measure import measure_layers, measure_moments
+from lightning_embed.surgery.nominate.features import collect_moments
+from lightning_embed.surgery.nominate.measure import measure_layers, measure_moments
 from lightning_embed.tape import Tape, from_plain, to_plain
 from lightning_embed.tape.tree import canonical_name
 

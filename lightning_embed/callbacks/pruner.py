@@ -18,8 +18,8 @@ from lightning_embed.callbacks.together import Training, everywhere, gather, mer
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
-from lightning_embed.surgery.checkpoint import is_attached
-from lightning_embed.surgery.plan import describe_evidence
+from lightning_embed.surgery.change.plan import describe_evidence
+from lightning_embed.surgery.persist.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ class EmbeddingPruner(_trainer.Callback):
     Training steps are recorded during an epoch; at the start of the next one, what the criteria nominate is merged, one
     by one: half of the recorded steps fit, the other half decide, and a merge that changes the outputs by more than
     the tolerance is undone bit for bit. The optimizer objects, their groups and their state are kept (see
-    `lightning_embed.surgery.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow. Under
-    DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
+    `lightning_embed.surgery.change.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow.
+    Under DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
 
     What was merged is in `records` (with what the latest event refused) and in every checkpoint; what every event did
     and refused is in the run's log folder as `merges.jsonl` and in its `history.jsonl`, and in the loggers that take

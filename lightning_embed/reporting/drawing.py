@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_embed.reporting.history import History
-from lightning_embed.surgery.snapshot import LayerShape
+from lightning_embed.surgery.persist.snapshot import LayerShape
 
 HEIGHT = 46.0  # of a row, in the units of page.css
 TOP, BOTTOM = 14.0, 32.0  # of the bar in it

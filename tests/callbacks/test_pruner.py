@@ -172,7 +172,7 @@ def test_what_was_merged_before_an_error_is_kept_on_record(tmp_path, monkeypatch
     def fail(self):
         raise le.ReplayError("as planned")
 
-    monkeypatch.setattr("lightning_embed.surgery.merging._Merging._neurons", fail)
+    monkeypatch.setattr("lightning_embed.surgery.decide.merging._Merging._neurons", fail)
     pruner, model = EmbeddingPruner(**EXACT), Planted()
     run = trainer(tmp_path, [pruner], logger=CSVLogger(tmp_path, "", ""))
     run.fit(model, loader())

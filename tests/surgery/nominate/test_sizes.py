@@ -8,9 +8,9 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
-from lightning_embed.surgery.edit import parameter_count
-from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.sizes import _Parameters, deal_out, even
+from lightning_embed.surgery.change.edit import parameter_count
+from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.nominate.sizes import _Parameters, deal_out, even
 from lightning_embed.tape import record
 from tests.random_networks import network
 from tests.surgery.steps import mlp

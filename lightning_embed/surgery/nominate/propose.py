@@ -21,10 +21,10 @@ from lightning_embed.statistics import (
     span_order,
     tangent_fit,
 )
-from lightning_embed.surgery.criteria import Criteria
-from lightning_embed.surgery.features import Features
-from lightning_embed.surgery.measure import condensation_vectors, consumer_weight
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge
+from lightning_embed.surgery.change.plan import LayerMerge, NeuronMerge
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.features import Features
+from lightning_embed.surgery.nominate.measure import condensation_vectors, consumer_weight
 
 SAMPLES = 8  # fitting samples below which nothing is nominated: two points always lie on a line
 SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron it keeps

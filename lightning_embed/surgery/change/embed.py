@@ -18,11 +18,11 @@ from lightning_embed.operators import (
     split_neurons,
     tangent_segment,
 )
-from lightning_embed.surgery.checkpoint import attach, detach
-from lightning_embed.surgery.copying import copy_of
-from lightning_embed.surgery.edit import Edits, submodule
-from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.prune import halves
+from lightning_embed.surgery.calibration import halves
+from lightning_embed.surgery.change.edit import Edits, submodule
+from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.persist.checkpoint import attach, detach
+from lightning_embed.surgery.persist.copying import copy_of
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import model_device
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Reason
-from lightning_embed.surgery.criteria import Tolerance
+from lightning_embed.surgery.nominate.criteria import Tolerance
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import preserved, set_modes
 

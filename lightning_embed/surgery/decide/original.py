@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, Layer, is_layer, output_layout, patches
 from lightning_embed.statistics import reconstruct
-from lightning_embed.surgery.apply import Applied, apply_step
-from lightning_embed.surgery.features import signed_total, stride, thinned
-from lightning_embed.surgery.plan import Reconstruction
+from lightning_embed.surgery.change.apply import Applied, apply_step
+from lightning_embed.surgery.change.plan import Reconstruction
+from lightning_embed.surgery.nominate.features import signed_total, stride, thinned
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.recorder import in_backward
 from lightning_embed.tape.tape import modules_by_name

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.surgery.check import Check, batch_norm_lag
+from lightning_embed.surgery.decide.check import Check, batch_norm_lag
 from lightning_embed.tape import record
 
 

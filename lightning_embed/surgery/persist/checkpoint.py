@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import CheckpointError
-from lightning_embed.surgery.edit import Edits, submodule
+from lightning_embed.surgery.change.edit import Edits, submodule
 from lightning_embed.tape.tape import modules_by_name
 from lightning_embed.tape.tree import canonical_name
 

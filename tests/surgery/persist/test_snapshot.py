@@ -6,7 +6,7 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
-from lightning_embed.surgery.snapshot import SHOWN, agreement, latency, snapshot
+from lightning_embed.surgery.persist.snapshot import SHOWN, agreement, latency, snapshot
 from lightning_embed.tape import record
 from tests.surgery.steps import mlp
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_embed.surgery.edit import Edits
+from lightning_embed.surgery.change.edit import Edits
 
 
 def test_undo_takes_back_what_was_replaced_twice():

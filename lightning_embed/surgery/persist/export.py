@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lightning_embed.errors import ReplayError
-from lightning_embed.surgery.checkpoint import detach
-from lightning_embed.surgery.copying import copy_of
-from lightning_embed.surgery.prune import batches_of
+from lightning_embed.surgery.calibration import batches_of
+from lightning_embed.surgery.persist.checkpoint import detach
+from lightning_embed.surgery.persist.copying import copy_of
 from lightning_embed.tape import Tape, record, replay
 
 

@@ -18,9 +18,9 @@ from lightning_embed.statistics import (
     mpc_of_moments,
     span_order,
 )
-from lightning_embed.surgery.criteria import Criteria
-from lightning_embed.surgery.edit import submodule
-from lightning_embed.surgery.features import Features, MomentCollector, collect_features
+from lightning_embed.surgery.change.edit import submodule
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.features import Features, MomentCollector, collect_features
 from lightning_embed.tape import Tape
 
 _ENTRIES = 2**24  # of weights that are taken to double precision at a time

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import HiddenLayer, Layer, Layout, input_layout, output_layout
 from lightning_embed.statistics import Moments, update_moments
-from lightning_embed.surgery.edit import submodule
+from lightning_embed.surgery.change.edit import submodule
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.recorder import in_backward
 

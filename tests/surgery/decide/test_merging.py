@@ -9,7 +9,7 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.statistics import affine_fit, refit, tangent_fit
-from lightning_embed.surgery.features import output_gradients
+from lightning_embed.surgery.nominate.features import output_gradients
 from lightning_embed.tape import record
 from tests.surgery.steps import mlp
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.surgery.copying import copy_of
+from lightning_embed.surgery.persist.copying import copy_of
 from tests.surgery.steps import mlp
 
 

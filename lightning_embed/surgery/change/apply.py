@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Layer, from_input_rows, input_layout, input_rows, is_layer
 from lightning_embed.operators import merge_layers, merge_neurons
-from lightning_embed.surgery.checkpoint import Attachment, attach, detach, is_attached
-from lightning_embed.surgery.edit import Edits, submodule
-from lightning_embed.surgery.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
+from lightning_embed.surgery.change.edit import Edits, submodule
+from lightning_embed.surgery.change.optimizer import Fresh, ParameterMove, Sliced, Whole, remap_optimizers
+from lightning_embed.surgery.change.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
+from lightning_embed.surgery.persist.checkpoint import Attachment, attach, detach, is_attached
 
 log = logging.getLogger(__name__)
 

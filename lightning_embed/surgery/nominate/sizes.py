@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer
 from lightning_embed.statistics import span_order
-from lightning_embed.surgery.edit import parameter_count, submodule
-from lightning_embed.surgery.features import Features, output_gradients
+from lightning_embed.surgery.change.edit import parameter_count, submodule
+from lightning_embed.surgery.nominate.features import Features, output_gradients
 from lightning_embed.tape import Tape
 from lightning_embed.tape.tape import tensors_by_name
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
-from lightning_embed.surgery.apply import Applied, apply_step, settle
-from lightning_embed.surgery.check import Check, Effect, batch_norm_lag
-from lightning_embed.surgery.checkpoint import attach
-from lightning_embed.surgery.criteria import Criteria, Tolerance
-from lightning_embed.surgery.edit import parameter_count, submodule
-from lightning_embed.surgery.features import Features, collect_features, output_gradients
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
-from lightning_embed.surgery.propose import (
+from lightning_embed.surgery.change.apply import Applied, apply_step, settle
+from lightning_embed.surgery.change.edit import parameter_count, submodule
+from lightning_embed.surgery.change.plan import LayerMerge, NeuronMerge, Plan, Reconstruction, Record, Step
+from lightning_embed.surgery.decide.check import Check, Effect, batch_norm_lag
+from lightning_embed.surgery.decide.original import Original
+from lightning_embed.surgery.nominate.criteria import Criteria, Tolerance
+from lightning_embed.surgery.nominate.features import Features, collect_features, output_gradients
+from lightning_embed.surgery.nominate.propose import (
     SAMPLES,
     milder,
     nominate_layer,
@@ -32,7 +32,7 @@ from lightning_embed.surgery.propose import (
     nominate_width,
     refreshed,
 )
-from lightning_embed.surgery.reconstruction import Original
+from lightning_embed.surgery.persist.checkpoint import attach
 from lightning_embed.tape import Tape
 
 HOPE = 5.0  # a merge whose change exceeds the tolerance by more than this factor is not worth a correction

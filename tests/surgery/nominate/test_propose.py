@@ -8,8 +8,8 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
-from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.propose import milder, nominate_neurons
+from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.nominate.propose import milder, nominate_neurons
 from lightning_embed.tape import record
 from tests.statistics.test_span import missing
 from tests.surgery.steps import mlp

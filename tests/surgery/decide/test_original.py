@@ -8,8 +8,8 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
-from lightning_embed.surgery.apply import apply_step
-from lightning_embed.surgery.reconstruction import Original
+from lightning_embed.surgery.change.apply import apply_step
+from lightning_embed.surgery.decide.original import Original
 from lightning_embed.tape import record
 from tests.surgery.steps import layer_merge, mlp, neuron_merge
 
@@ -85,7 +85,7 @@ def test_too_few_rows_or_too_much_work_correct_nothing(monkeypatch):
     enough = original(model)
     model[2].weight.data += 0.1
     assert towards.reconstruct(model, {}) is None
-    monkeypatch.setattr("lightning_embed.surgery.reconstruction.OPERATIONS", 10)
+    monkeypatch.setattr("lightning_embed.surgery.decide.original.OPERATIONS", 10)
     assert enough.reconstruct(model, {}) is None
 
 

@@ -18,7 +18,7 @@ from lightning_embed.callbacks.together import Training, everywhere, gather, mer
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
-from lightning_embed.surgery.change.plan import describe_evidence
+from lightning_embed.surgery.change.step import describe_evidence
 from lightning_embed.surgery.persist.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 

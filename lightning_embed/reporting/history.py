@@ -30,7 +30,7 @@ from lightning_embed.errors import InputError
 from lightning_embed.reporting.curves import Curve
 from lightning_embed.reporting.environment import environment
 from lightning_embed.surgery import Measurement, Record, Result, Size, Snapshot
-from lightning_embed.surgery.change.plan import plain
+from lightning_embed.surgery.change.step import plain
 from lightning_embed.surgery.persist.snapshot import LayerShape, Similarity, agreement
 
 NAME = "history.jsonl"

@@ -2,10 +2,14 @@
 
 from lightning_embed.surgery.change.apply import apply
 from lightning_embed.surgery.change.embed import deepen, widen
-from lightning_embed.surgery.change.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
+from lightning_embed.surgery.change.layer_merge import LayerMerge
+from lightning_embed.surgery.change.neuron_merge import NeuronMerge
+from lightning_embed.surgery.change.plan import Plan
+from lightning_embed.surgery.change.records import Record, records_table
 from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.tolerance import Tolerance
 from lightning_embed.surgery.distill import distill
-from lightning_embed.surgery.nominate.criteria import Criteria, Tolerance
+from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.persist.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
 from lightning_embed.surgery.persist.export import export

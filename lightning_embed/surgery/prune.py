@@ -14,12 +14,15 @@ from lightning_embed.errors import InputError
 from lightning_embed.graph import observe
 from lightning_embed.surgery.calibration import halves
 from lightning_embed.surgery.change.edit import parameter_count
-from lightning_embed.surgery.change.plan import Plan, Record, plain, records_table
+from lightning_embed.surgery.change.plan import Plan
+from lightning_embed.surgery.change.records import Record, records_table
+from lightning_embed.surgery.change.step import plain
 from lightning_embed.surgery.decide.check import Check
-from lightning_embed.surgery.decide.merging import Sizes, merge
-from lightning_embed.surgery.nominate.criteria import Criteria, Tolerance
+from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.tolerance import Tolerance
+from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.measure import Measurement, measure_layers
-from lightning_embed.surgery.nominate.sizes import check_sizes, fixed, shared
+from lightning_embed.surgery.nominate.sizes import ParameterShare, Sizes, Widths, check_sizes
 from lightning_embed.surgery.persist.copying import copy_of
 from lightning_embed.surgery.persist.snapshot import Size, Snapshot, snapshot
 from lightning_embed.tape import Tape
@@ -142,7 +145,7 @@ def prune(
         wanted = math.floor(budget * was.size.parameters)
         pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
     elif widths is not None:
-        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
+        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, Widths(widths), seed)
     else:
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
     after, became = look(pruned, fit, criteria or Criteria(), decide)
@@ -195,7 +198,7 @@ def _within(
     for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
         for evenly in (False, True):
             try:
-                runs.append(_run(model, fit, decide, criteria, tolerance, shared(parameters, evenly=evenly), seed))
+                runs.append(_run(model, fit, decide, criteria, tolerance, ParameterShare(parameters, evenly), seed))
             except InputError as error:  # one way may lead there where another does not
                 refusals.append(error)
     if not runs:

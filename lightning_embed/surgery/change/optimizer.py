@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_embed.graph import Layout
+
 _FIRST = frozenset({"exp_avg", "momentum_buffer", "grad_avg"})
 _ROOT = frozenset({"exp_inf"})  # in the units of the gradient: the root of a second moment
 _SECOND = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"}) | _ROOT
@@ -35,26 +37,60 @@ _SIZES = frozenset({"prev", "step_size"})  # Rprop's, of every weight alone
 
 @dataclass(frozen=True, eq=False)
 class Sliced:
-    """`new` holds the rows (or columns) `index` of `old`; `mix` (width, kept) if their gradients add up."""
+    """`new` holds the places `index` of `old` along a dimension.
+
+    Attributes:
+        old: the parameter before.
+        new: the parameter now.
+        index: the places of `old` that stay.
+        dim: the dimension.
+        mix: shape (units, kept), where the gradients of units add up; None where they do not.
+        layout: where the units are in `old`.
+        after: where the kept ones are in `new`.
+        scaled: which entries of a unit scale with it. The others (gates) are equal in all copies of a unit, so that
+            their gradients add up in shares, whatever the sizes of the copies.
+    """
 
     old: Tensor
     new: Tensor
     index: Tensor
     dim: int
     mix: Tensor | None = None
+    layout: Layout = Layout(0)  # noqa: RUF009  # it is frozen
+    after: Layout = Layout(0)  # noqa: RUF009
+    scaled: tuple[bool, ...] = (True,)
 
     def carry(self, key: str, value: Tensor) -> Tensor:
         """The state tensor `key` of `new`, from that of `old`."""
+        selected = value.index_select(self.dim, self.index.to(value.device))
         if self.mix is None or key not in _FIRST | _SECOND:
-            return value.index_select(self.dim, self.index.to(value.device))
+            return selected
         mix = self.mix.to(device=value.device, dtype=torch.float64)
-        if key in _FIRST:
-            mixed: Tensor = torch.tensordot(mix.T, value.double(), dims=1)
-        elif key in _ROOT:
-            mixed = torch.tensordot(mix.T.abs(), value.double(), dims=1)
-        else:
-            mixed = torch.tensordot(mix.T.abs(), value.double().sqrt(), dims=1).square()
-        return mixed.to(value.dtype)
+        wide, narrow = value.movedim(self.dim, 0), selected.movedim(self.dim, 0)
+        assert self.layout.index is not None
+        assert self.after.index is not None
+        for entry, scaled in enumerate(self.scaled):
+            taken = mix if scaled else _in_shares(mix)
+            places, kept_places = (layout.index[:, entry].to(value.device) for layout in (self.layout, self.after))  # type: ignore[index]  # not None
+            narrow[kept_places] = _mixed(key, taken, wide[places].double()).to(value.dtype)
+        return narrow.movedim(0, self.dim)
+
+
+def _mixed(key: str, mix: Tensor, value: Tensor) -> Tensor:
+    if key in _FIRST:
+        mixed: Tensor = torch.tensordot(mix.T, value, dims=1)
+    elif key in _ROOT:
+        mixed = torch.tensordot(mix.T.abs(), value, dims=1)
+    else:
+        mixed = torch.tensordot(mix.T.abs(), value.sqrt(), dims=1).square()
+    return mixed
+
+
+def _in_shares(mix: Tensor) -> Tensor:
+    """By which shares each unit is given to the kept ones: 1 to its own, where it is a copy of any size."""
+    sizes = mix.abs()
+    shares: Tensor = sizes / sizes.sum(dim=1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)
+    return shares
 
 
 @dataclass(frozen=True, eq=False)

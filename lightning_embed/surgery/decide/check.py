@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Reason
-from lightning_embed.surgery.nominate.criteria import Tolerance
+from lightning_embed.surgery.collect import Collector
+from lightning_embed.surgery.decide.tolerance import Tolerance
 from lightning_embed.tape import Tape, replay
-from lightning_embed.tape.tape import preserved, set_modes
+from lightning_embed.tape.tape import modules_by_name, preserved, set_modes
 
 
 @dataclass(frozen=True)
@@ -198,27 +199,24 @@ def _statistics(
     model: nn.Module, norms: Sequence[nn.Module], tapes: Sequence[Tape]
 ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """What each norm is given, channel by channel: mean and variance of the batches, averaged by their sizes."""
-    seen: dict[nn.Module, list[tuple[int, Tensor, Tensor]]] = {}
 
-    def note(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        (given,) = (*args, *kwargs.values())
-        rows = given.detach().transpose(0, 1).flatten(1)
+    def look(given: Tensor) -> tuple[int, Tensor, Tensor]:
+        rows = given.transpose(0, 1).flatten(1)
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        seen.setdefault(norm, []).append((rows.shape[1], wide.mean(1), wide.var(1)))
+        return rows.shape[1], wide.mean(1), wide.var(1)
 
-    handles = [one.register_forward_pre_hook(note, with_kwargs=True) for one in norms]
-    try:
-        for tape in tapes:
-            replay(model, tape)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {}
+    names = {norm: name for name, norm in reversed(modules_by_name(model).items())}
+    collector = Collector(model)
+    seen = {norm: collector.reads(names[norm], look) for norm in norms}
+    collector.run(tapes)
+    settled = {}
     for norm, parts in seen.items():
+        if not parts:
+            continue
         total = sum(rows for rows, _, _ in parts)
         mean = torch.stack([rows / total * mean for rows, mean, _ in parts]).sum(0)
-        found[norm] = (mean, torch.stack([rows / total * variance for rows, _, variance in parts]).sum(0))
-    return found
+        settled[norm] = (mean, torch.stack([rows / total * variance for rows, _, variance in parts]).sum(0))
+    return settled
 
 
 def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:

@@ -1,17 +1,27 @@
-"""What is asked for: the criteria that nominate merges and the tolerance that decides."""
+"""What is asked for: the criteria that nominate merges."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-
-from torch import nn
+from dataclasses import dataclass
 
 from lightning_embed.errors import InputError
+from lightning_embed.surgery.nominate.condensation import Condensation
+from lightning_embed.surgery.nominate.criterion import Criterion
+from lightning_embed.surgery.nominate.linearization import Linearization
+from lightning_embed.surgery.nominate.null import Null
+from lightning_embed.surgery.nominate.span import SpanCriterion
+
+# thresholds of `Criteria`, by name, and the criterion that each of them makes
+BY_THRESHOLD: dict[str, Callable[[float], Criterion]] = {
+    "linearization": Linearization,
+    "condensation": Condensation,
+    "span": SpanCriterion,
+}
 
 
-def _fraction(name: str, value: float | None) -> None:
+def fraction(name: str, value: float | None) -> None:
+    """Refuse what is no share."""
     if value is not None and not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
         raise InputError(f"{name} must lie in 0..1 (or be None to leave it out), got {value!r}.")
 
@@ -30,9 +40,10 @@ class Criteria:
             similarity of at least this.
         span: nominate the neurons whose features lie in the span of the kept ones and the constant, up to this
             share (Frobenius norm) of the layer's contribution to its consumers.
+        extra: criteria of your own (see `Criterion`), tried beside these.
 
     Raises:
-        InputError: a threshold lies outside 0..1.
+        InputError: a threshold lies outside 0..1, or an extra one is no criterion or has the name of another.
 
     >>> Criteria(condensation=None).span
     0.01
@@ -41,59 +52,23 @@ class Criteria:
     linearization: float | None = 0.99
     condensation: float | None = 0.9
     span: float | None = 0.01
+    extra: tuple[Criterion, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            _fraction(f"Criteria({name}=…)", value)
+        for name in BY_THRESHOLD:
+            fraction(f"Criteria({name}=…)", getattr(self, name))
+        names = {Null.name, "size", "reconstruction", *BY_THRESHOLD}
+        for criterion in self.extra:
+            if not isinstance(criterion, Criterion):
+                raise InputError(f"Criteria(extra=…) takes objects of a subclass of Criterion, got {criterion!r}.")
+            if criterion.name in names:
+                raise InputError(f"There is a criterion of the name {criterion.name!r} already; give it another one.")
+            names.add(criterion.name)
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How much a merge may change what the network computes, on calibration data that no fit has seen.
-
-    All bounds that are given hold together, and each for all merges of the call (of the merging event, in training).
-
-    Args:
-        change: bound of ‖f′ − f‖_F / ‖f − mean f‖_F, where f are the outputs of the network as it was at the
-            start and f′ the present ones. Of several output tensors the worst counts. `math.inf` leaves the decision
-            to the other bounds.
-        agreement: least share of samples on which the arg-max over the last dimension stays the same; None where
-            the outputs are no scores of classes.
-        metric: a measure of your own: a function that takes the model and returns a number, the higher the better,
-            such as the accuracy on validation data (of a loss, the negative). It may not fall by more than `drop`
-            below its value at the start. The model is in eval mode and autograd is off; modes, buffers and random
-            state are put back afterwards. It is called once at the start and once for every merge that the other
-            bounds allow. A merge on which it fails is refused.
-        drop: how far the metric may fall, in its own units.
-
-    Raises:
-        InputError: a bound is negative, not a number, or an agreement outside 0..1; the metric cannot be called, or
-            there is a drop and no metric.
-
-    >>> Tolerance().allows(change=0.04, agreement=0.97)
-    True
-    >>> Tolerance(metric=lambda model: 0.9, drop=0.01).allows(change=0.04, agreement=0.97, fall=0.02)
-    False
-    """
-
-    change: float = 0.05
-    agreement: float | None = None
-    metric: Callable[[nn.Module], float] | None = None
-    drop: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("change", self.change), ("drop", self.drop)):
-            if not (isinstance(value, (int, float)) and value >= 0.0):
-                raise InputError(f"Tolerance({name}=…) must be a number of at least 0, got {value!r}.")
-        _fraction("Tolerance(agreement=…)", self.agreement)
-        if self.metric is not None and not callable(self.metric):
-            raise InputError(f"Tolerance(metric=…) must be a function of the model, got {self.metric!r}.")
-        if self.metric is None and self.drop > 0.0:
-            raise InputError("Tolerance(drop=…) bounds how far the metric may fall; give metric= too.")
-
-    def allows(self, change: float, agreement: float, fall: float = 0.0) -> bool:
-        """Whether a measured effect stays within the bounds (NaN never does); `fall` is that of the metric."""
-        kept = self.agreement is None or agreement >= self.agreement
-        # 0.95 - 0.94 is a little more than 0.01, and a metric may be computed in single precision
-        held = self.metric is None or fall <= self.drop or math.isclose(fall, self.drop, rel_tol=1e-5)
-        return change <= self.change and kept and held
+    def chosen(self) -> tuple[Criterion, ...]:
+        """The criteria that nominate, in the order of their turns: null neurons, then those with a threshold."""
+        thresholds = {name: getattr(self, name) for name in BY_THRESHOLD}
+        built_in: list[Criterion] = [
+            BY_THRESHOLD[name](value) for name, value in thresholds.items() if value is not None
+        ]
+        return (Null(), *built_in, *self.extra)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_embed.graph import Graph, HiddenLayer, input_rows, is_layer, is_sharded, legend
-from lightning_embed.statistics import (
-    Moments,
-    augmented_weights,
-    cosine_groups,
-    mpc_of_moments,
-    span_order,
-)
+from lightning_embed.graph import Graph, HiddenLayer, is_sharded, legend
+from lightning_embed.statistics import Moments, mpc_of_moments
 from lightning_embed.surgery.change.edit import submodule
+from lightning_embed.surgery.nominate.condensation import Condensation
 from lightning_embed.surgery.nominate.criteria import Criteria
-from lightning_embed.surgery.nominate.features import Features, MomentCollector, collect_features
+from lightning_embed.surgery.nominate.criterion import LayerView
+from lightning_embed.surgery.nominate.features import MomentCollector, collect_features
+from lightning_embed.surgery.nominate.linearization import reaches
+from lightning_embed.surgery.nominate.span import SpanCriterion
 from lightning_embed.tape import Tape
-
-_ENTRIES = 2**24  # of weights that are taken to double precision at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class LayerMeasurement:
         width_span: neurons that the span criterion would keep.
         merge_neurons: why neurons may not be merged; empty when they may.
         merge_layer: why the layer may not be removed; empty when it may.
+        widths: neurons that criteria of the user's own would keep, by their names.
     """
 
     layer: str
@@ -50,6 +47,7 @@ class LayerMeasurement:
     width_span: int | None
     merge_neurons: str = ""
     merge_layer: str = ""
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class Measurement:
 
     def linear_layers(self, threshold: float) -> int:
         """Number of layers with MPC of at least `threshold`; one whose neurons are all constant counts."""
-        measured = [one.mpc for one in self.layers if one.mpc is not None]
-        return sum(math.isnan(mpc) or mpc >= threshold for mpc in measured)
+        return sum(reaches(one.mpc, threshold) for one in self.layers if one.mpc is not None)
 
     def __str__(self) -> str:
         rows = [
@@ -107,10 +104,21 @@ def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criter
     measured = []
     for layer in layers:
         if layer.name in features:
-            found = features[layer.name]
-            cosine, span = _widths(model, layer, found, criteria)
-            measured.append(_layer(layer, found.moments, paired=found.paired, cosine=cosine, span=span))
+            seen = features[layer.name]
+            widths = _kept_widths(LayerView(model, graph, layer, seen), criteria)
+            measured.append(_layer(layer, seen.moments, paired=seen.paired, widths=widths))
     return _measurement(graph, measured)
+
+
+def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:
+    """How many neurons each criterion would keep; none where no weight is at hand, or values are not finite."""
+    modules = [submodule(view.model, name) for name in (*view.layer.producers, *view.layer.reads)]
+    if any(map(is_sharded, modules)) or not view.features.finite:
+        return {}
+    if not all(bool(torch.isfinite(weight).all()) for weight in view.consumer_weights):
+        return {}
+    kept = {criterion.name: criterion.kept_width(view) for criterion in criteria.chosen()}
+    return {name: width for name, width in kept.items() if width is not None}
 
 
 def measure_moments(graph: Graph, collected: MomentCollector) -> Measurement:
@@ -130,79 +138,17 @@ def _measurement(graph: Graph, layers: Sequence[LayerMeasurement]) -> Measuremen
 
 
 def _layer(
-    layer: HiddenLayer, moments: Moments, *, paired: bool, cosine: int | None = None, span: int | None = None
+    layer: HiddenLayer, moments: Moments, *, paired: bool, widths: Mapping[str, int] | None = None
 ) -> LayerMeasurement:
+    kept = dict(widths or {})
     return LayerMeasurement(
         layer=layer.name,
         width=layer.width,
         constant=int(moments.constant.sum()),
         mpc=float(mpc_of_moments(moments)) if paired else None,
-        width_cosine=cosine,
-        width_span=span,
+        width_cosine=kept.pop(Condensation.name, None),
+        width_span=kept.pop(SpanCriterion.name, None),
         merge_neurons=layer.merge_neurons or "",
         merge_layer=layer.merge_layer or "",
+        widths=kept,
     )
-
-
-def _widths(
-    model: nn.Module, layer: HiddenLayer, features: Features, criteria: Criteria
-) -> tuple[int | None, int | None]:
-    """How many neurons condensation and the span criterion would keep; None where no weight is at hand."""
-    cosine = span = None
-    if any(is_sharded(submodule(model, one)) for one in (layer.name, *layer.consumers)):
-        return None, None
-    if features.finite and bool(torch.isfinite(consumer_weight(model, layer)).all()):
-        vectors = condensation_vectors(model, layer)
-        if vectors is not None and criteria.condensation is not None:
-            cosine = len(cosine_groups(vectors, criteria.condensation, absolute=layer.odd))
-        if criteria.span is not None:
-            weight = consumer_weight(model, layer)
-            span = len(span_order(features.post, weight, criteria.span, intercept=layer.intercept).kept)
-    return cosine, span
-
-
-def consumer_weight(model: nn.Module, layer: HiddenLayer) -> Tensor:
-    """The weights W of all consumers of a layer, one below the other: (sum of fan_outs, width).
-
-    Every tap of a convolution's kernel and every position of a flattened map counts as an output. Where there are many
-    more of them than neurons, a square matrix with the same WᵀW stands for them.
-    """
-    weights = [submodule(model, name).weight.detach() for name in layer.consumers]  # type: ignore[operator]  # layers by construction
-    if sum(one.numel() for one in weights) <= 4 * layer.width**2:
-        return torch.cat([input_rows(one, layer.width).double() for one in weights])
-    gram = weights[0].new_zeros(layer.width, layer.width, dtype=torch.float64)
-    for weight in weights:
-        for part in weight.split(max(1, _ENTRIES // weight[0].numel())):
-            rows = input_rows(part, layer.width).double()
-            gram += rows.T @ rows
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
-    return root.T
-
-
-def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:
-    """Augmented input weights [w, b] whose cosine similarity nominates condensed neurons; None where it may not.
-
-    Equal directions mean equal features only if every column has the same activation. A batch norm right behind
-    the Linear is folded into the weights: w γ/s, (b − mean) γ/s + β. One further on changes nothing: the features
-    that it reads are equal.
-    """
-    linear = submodule(model, layer.name)
-    assert is_layer(linear)
-    weight = linear.weight.detach().double().flatten(1)
-    bias = None if linear.bias is None else linear.bias.detach().double()
-    owners = {name.rpartition(".")[0] for name, _ in layer.per_neuron}
-    if layer.uniform:
-        return augmented_weights(weight, bias)
-    norm = submodule(model, owners.pop()) if len(owners) == 1 else None
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        return None
-    if layer.region.functions[0] != "batch_norm":
-        return augmented_weights(weight, bias)
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double()
-    shift = (shift if bias is None else shift + bias) * scale
-    if norm.affine:
-        scale = scale * norm.weight.detach().double()
-        shift = shift * norm.weight.detach().double() + norm.bias.detach().double()
-    return augmented_weights(weight * scale[:, None], shift)

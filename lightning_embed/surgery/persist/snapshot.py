@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import Graph, HiddenLayer, is_layer
+from lightning_embed.graph import Graph, HiddenLayer, is_layer, output_weight
 from lightning_embed.statistics import cosine_groups, cosine_similarity
 from lightning_embed.surgery.change.edit import parameter_count
 from lightning_embed.surgery.decide.check import outputs_of
-from lightning_embed.surgery.nominate.measure import condensation_vectors
+from lightning_embed.surgery.nominate.weights import condensation_vectors
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import bind, eager, execute, model_device, modules_by_name, preserved, set_modes
 
@@ -168,11 +168,7 @@ def size_of(model: nn.Module, tape: Tape, widths: Sequence[int]) -> Size:
 
 
 def _shape(name: str, module: nn.Module, hidden: dict[str, HiddenLayer], graph: Graph) -> LayerShape:
-    assert is_layer(module)
-    if isinstance(module, nn.Linear):
-        inputs, width = module.in_features, module.out_features
-    else:
-        inputs, width = module.in_channels, module.out_channels
+    width, inputs = output_weight(module).shape[:2]
     layer = hidden.get(name)
     return LayerShape(
         name=name,
@@ -191,13 +187,14 @@ def _shape(name: str, module: nn.Module, hidden: dict[str, HiddenLayer], graph: 
 def similarity(model: nn.Module, layer: HiddenLayer, threshold: float) -> Similarity | None:
     """Cosine similarity of a layer's augmented input weights; None where weights do not tell features apart."""
     vectors = condensation_vectors(model, layer)
-    if vectors is None or layer.width < 2 or not bool(torch.isfinite(vectors).all()):
+    if vectors is None or layer.width < 2 or not all(bool(torch.isfinite(rows).all()) for rows in vectors):
         return None
     if layer.width > SHOWN:
-        vectors = vectors[torch.linspace(0, layer.width - 1, SHOWN).round().long().to(vectors.device)]
+        shown = torch.linspace(0, layer.width - 1, SHOWN).round().long()
+        vectors = [rows[shown.to(rows.device)] for rows in vectors]
     groups = sorted(cosine_groups(vectors, threshold, absolute=layer.odd), key=len, reverse=True)
-    order = torch.tensor([neuron for group in groups for neuron in group], device=vectors.device)
-    cosine = cosine_similarity(vectors[order]).nan_to_num().mul(100).round().to(torch.int8).cpu()
+    order = torch.tensor([neuron for group in groups for neuron in group], device=vectors[0].device)
+    cosine = cosine_similarity(torch.cat(vectors, dim=1)[order]).nan_to_num().mul(100).round().to(torch.int8).cpu()
     return Similarity(layer.name, layer.width, tuple(map(len, groups)), layer.odd, cosine)
 
 

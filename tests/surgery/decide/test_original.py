@@ -8,7 +8,6 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
-from lightning_embed.surgery.change.apply import apply_step
 from lightning_embed.surgery.decide.original import Original
 from lightning_embed.tape import record
 from tests.surgery.steps import layer_merge, mlp, neuron_merge
@@ -29,7 +28,7 @@ def change(model, x, wanted):
 
 def test_nothing_differs_and_nothing_is_done():
     model = mlp(3, 6, 6, 2)
-    assert original(model).reconstruct(model, {}) is None
+    assert original(model).reconstruct(model, le.attach(model), {}) is None
 
 
 @torch.no_grad()
@@ -38,7 +37,7 @@ def test_a_disturbed_linear_is_brought_back_and_undone_bit_for_bit():
     before, towards = model(data()), original(model)
     model[2].weight += 0.1
     disturbed = copy.deepcopy(dict(model.named_parameters()))
-    applied, step = towards.reconstruct(model, {})
+    applied, step = towards.reconstruct(model, le.attach(model), {})
     assert step.layers == ("2", "4")
     assert change(model, data(), before) < 0.02
     torch.testing.assert_close(model[2].weight, disturbed["2.weight"] + step.weights[0])
@@ -51,10 +50,10 @@ def test_a_disturbed_linear_is_brought_back_and_undone_bit_for_bit():
 def test_behind_merged_neurons_the_kept_ones_are_brought_back():
     model = mlp(3, 6, 6, 2)
     before, towards = model(data()), original(model)
-    apply_step(model, neuron_merge(model, [[4, 1], [2, 3]], layer="2", consumer="4"))
-    apply_step(model, neuron_merge(model, [[0, 1]], layer="0", consumer="2"))
+    neuron_merge(model, [[4, 1], [2, 3]], layer="2", consumer="4").apply(model, le.attach(model))
+    neuron_merge(model, [[0, 1]], layer="0", consumer="2").apply(model, le.attach(model))
     cut = change(model, data(), before)
-    assert towards.reconstruct(model, {"2": torch.tensor([0, 2, 4, 5])}) is not None
+    assert towards.reconstruct(model, le.attach(model), {"2": torch.tensor([0, 2, 4, 5])}) is not None
     assert change(model, data(), before) < cut / 2
 
 
@@ -62,8 +61,8 @@ def test_behind_merged_neurons_the_kept_ones_are_brought_back():
 def test_what_is_merged_away_or_reads_nothing_merged_is_left_alone():
     model = mlp(3, 6, 6, 2)
     towards = original(model)
-    apply_step(model, layer_merge(model, "2", "3", "4"))
-    _, step = towards.reconstruct(model, {})
+    layer_merge(model, "2", "3", "4").apply(model, le.attach(model))
+    _, step = towards.reconstruct(model, le.attach(model), {})
     assert step.layers == ("4",)
 
 
@@ -74,7 +73,7 @@ def test_frozen_linears_among_trained_ones_are_left_alone_and_a_frozen_model_is_
             model[number].requires_grad_(False)
         towards = original(model)
         model[2].weight.data += 0.1
-        _, step = towards.reconstruct(model, {})
+        _, step = towards.reconstruct(model, le.attach(model), {})
         assert step.layers == corrected
 
 
@@ -84,16 +83,16 @@ def test_too_few_rows_or_too_much_work_correct_nothing(monkeypatch):
     towards = Original(model, observe(model, tapes), tapes, seed=0)
     enough = original(model)
     model[2].weight.data += 0.1
-    assert towards.reconstruct(model, {}) is None
+    assert towards.reconstruct(model, le.attach(model), {}) is None
     monkeypatch.setattr("lightning_embed.surgery.decide.original.OPERATIONS", 10)
-    assert enough.reconstruct(model, {}) is None
+    assert enough.reconstruct(model, le.attach(model), {}) is None
 
 
 def test_linears_without_a_bias_get_none():
     model = mlp(3, 6, 6, 2, bias=False)
     towards = original(model)
     model[2].weight.data += 0.1
-    _, step = towards.reconstruct(model, {})
+    _, step = towards.reconstruct(model, le.attach(model), {})
     assert not any(one.any() for one in step.biases)
     assert model[2].bias is None
 
@@ -122,7 +121,7 @@ def test_a_correction_that_its_dtype_cannot_hold_is_left_out():
     before, towards = model(x), original(model, x)
     model[0].weight *= 0.5
     model[0].bias *= 0.5
-    _, step = towards.reconstruct(model, {})  # twice 60 000 is too large, what follows takes its part
+    _, step = towards.reconstruct(model, le.attach(model), {})  # twice 60 000 is too large, what follows takes its part
     assert step.layers == ("4",)
     assert change(model, x, before) < 0.1
 

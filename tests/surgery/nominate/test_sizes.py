@@ -10,7 +10,7 @@ import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.surgery.change.edit import parameter_count
 from lightning_embed.surgery.nominate.features import collect_features
-from lightning_embed.surgery.nominate.sizes import _Parameters, deal_out, even
+from lightning_embed.surgery.nominate.sizes import ParameterCount, deal_out, even
 from lightning_embed.tape import record
 from tests.random_networks import network
 from tests.surgery.steps import mlp
@@ -77,7 +77,7 @@ def test_parameters_are_foretold_as_they_are_counted_afterwards(norm, bias):
         model.eval()[1].train()(model[0](data()))
         model.eval()
     graph = observe(model, record(model, [data()]))
-    count = _Parameters(model, graph.layers)
+    count = ParameterCount(model, graph.layers)
     for widths in ({"0": 9, "3": 7}, {"0": 4, "3": 7}, {"0": 9, "3": 3}, {"0": 1, "3": 1}):
         result = le.prune(model, data(), widths=widths)
         assert count(widths) == parameter_count(result.model)
@@ -91,7 +91,7 @@ def test_even_shares_are_the_largest_that_fit_and_dealt_ones_spend_where_it_matt
         model[2].bias[3:] = model[2].bias[torch.arange(27) % 3]
     tapes = record(model, [data()])
     graph = observe(model, tapes)
-    count = _Parameters(model, graph.layers)
+    count = ParameterCount(model, graph.layers)
     features = collect_features(model, graph.layers, tapes)
     for wanted in (1000, 400, 60):
         equal = even(graph.layers, count, wanted)

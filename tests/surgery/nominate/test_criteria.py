@@ -8,8 +8,10 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
+from lightning_embed.surgery.nominate.criterion import LayerView
 from lightning_embed.surgery.nominate.features import collect_features
-from lightning_embed.surgery.nominate.propose import milder, nominate_neurons
+from lightning_embed.surgery.nominate.size import milder
+from lightning_embed.surgery.nominate.span import SpanCriterion
 from lightning_embed.tape import record
 from tests.statistics.test_span import missing
 from tests.surgery.steps import mlp
@@ -47,18 +49,19 @@ def test_any_of_the_three_criteria_may_be_none(given):
 
 def layer_of(model, samples=400):
     tapes = record(model, [data(samples)])
-    layer = observe(model, tapes).layers[0]
-    return layer, collect_features(model, [layer], tapes)[layer.name]
+    graph = observe(model, tapes)
+    layer = graph.layers[0]
+    return LayerView(model, graph, layer, collect_features(model, [layer], tapes)[layer.name])
 
 
 def test_milder_steps_cut_a_half_a_quarter_and_an_eighth_and_carry_more_each():
     model = mlp(3, 20, 20, 2, activation=nn.ReLU)
-    layer, features = layer_of(model)
-    [bold], _ = nominate_neurons(model, layer, features, le.Criteria(None, None, 0.5))
+    view = layer_of(model)
+    [bold] = SpanCriterion(0.5).nominate(view)
     cut = 20 - len(bold.kept)
-    steps = milder(model, layer, features, bold)
+    steps = milder(view, bold)
     assert [len(one.kept) for one in steps] == [20 - cut // 2, 20 - cut // 4, 20 - cut // 8]
-    left = [missing(features.post, model[2].weight.detach(), one.kept) for one in (bold, *steps)]
+    left = [missing(view.features.post, model[2].weight.detach(), one.kept) for one in (bold, *steps)]
     assert left == sorted(left, reverse=True)
     assert {one.criterion for one in steps} == {"span"}
 
@@ -67,14 +70,14 @@ def test_no_step_is_tried_twice_nor_without_enough_samples():
     model = mlp(3, 12, 4, 2)
     with torch.no_grad():
         model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4].repeat(2, 1), model[0].bias[:4].repeat(2)
-    layer, features = layer_of(model)
-    [exact], _ = nominate_neurons(model, layer, features, le.Criteria(None, None, 1e-9))
+    view = layer_of(model)
+    [exact] = SpanCriterion(1e-9).nominate(view)
     assert len(exact.kept) == 4
-    assert milder(model, layer, features, exact) == []  # 8, 10 and 11 neurons say no more than those 4
+    assert milder(view, exact) == []  # 8, 10 and 11 neurons say no more than those 4
     model = mlp(3, 20, 20, 2, activation=nn.ReLU)
-    layer, features = layer_of(model, 20)
-    [bold], _ = nominate_neurons(model, layer, features, le.Criteria(None, None, 0.7))
-    assert milder(model, layer, features, bold) == []
+    view = layer_of(model, 20)
+    [bold] = SpanCriterion(0.7).nominate(view)
+    assert milder(view, bold) == []
 
 
 def test_after_a_refusal_the_boldest_of_the_milder_steps_that_is_allowed():

@@ -194,9 +194,11 @@ def own_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """An option as plain data; a function by its name."""
+    """An option as plain data; a function by its name, another object by that of its class."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: _plain(one) for name, one in vars(value).items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return getattr(value, "__name__", type(value).__name__)

@@ -14,6 +14,7 @@ from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording
+from lightning_embed.callbacks.sharing import shared_criteria
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
@@ -88,6 +89,7 @@ class EmbeddingPruner(_trainer.Callback):
             raise InputError(f"EmbeddingPruner(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
         if not 0 < rate_factor <= 1:
             raise InputError(f"EmbeddingPruner(rate_factor=…) must be above 0 and at most 1, got {rate_factor!r}.")
+        self.given_criteria = criteria
         self.criteria = criteria or Criteria()
         self.tolerance = tolerance or Tolerance()
         self.when = when if isinstance(when, When) else After(when)
@@ -119,6 +121,7 @@ class EmbeddingPruner(_trainer.Callback):
             for copy in _trainer.averaged_copies(trainer):
                 attach(copy)
             self.records = [Record.from_dict(record) for record in attachment.history]
+            self.criteria = shared_criteria(trainer, self)
             self.when.reset()
             self._begin()
 

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph import Graph, HiddenLayer, from_input_rows, input_rows, is_layer, observe
+from lightning_embed.graph import Graph, HiddenLayer, Layout, observe, output_weight, stored_weight
 from lightning_embed.operators import (
     Segment,
     affine_segments,
     lift_layer,
-    split_neurons,
     tangent_segment,
 )
 from lightning_embed.surgery.calibration import halves
 from lightning_embed.surgery.change.edit import Edits, submodule
 from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.nominate.sizes import by_producer
 from lightning_embed.surgery.persist.checkpoint import attach, detach
 from lightning_embed.surgery.persist.copying import copy_of
 from lightning_embed.tape import Tape, replay
-from lightning_embed.tape.tape import model_device
+from lightning_embed.tape.tape import model_device, tensors_by_name
 
 M = TypeVar("M", bound=nn.Module)
 KEPT = 0.05  # as a share of their variation, how far outputs may change: 16-bit types round by a few hundredths
@@ -72,22 +72,24 @@ def widen(
     wide = copy_of(model)
     tapes = _tapes(model, data, call, seed)
     graph = observe(wide, tapes)
-    layers = [_hidden(graph, name) for name in widths]
-    for layer in layers:
+    for name, width in widths.items():
+        layer = _hidden(graph, name)
         if layer.merge_neurons:
-            raise InputError(f"The neurons of {layer.name!r} may not be split: {layer.merge_neurons}.")
-        if widths[layer.name] < layer.width:
+            raise InputError(f"The neurons of {name!r} may not be split: {layer.merge_neurons}.")
+        if width < layer.width:
             raise InputError(
-                f"{layer.name!r} has {layer.width} neurons, more than the {widths[layer.name]} asked for; "
+                f"{name!r} has {layer.width} neurons, more than the {width} asked for; "
                 "use prune(widths=…) to narrow it."
             )
     attachment = attach(wide)
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers:
-        source, shares = _random_copies(layer.width, widths[layer.name], generator)
-        for name in (layer.name, *layer.consumers, *{name.rpartition(".")[0] for name, _ in layer.per_neuron}):
-            attachment.remember(wide, name)
-        _split(wide, layer, source, shares)
+    for number, (name, width) in enumerate(widths.items()):
+        if number and len(graph.layers) > 1:
+            graph = observe(wide, tapes)  # where its columns are may have changed
+        layer = _hidden(graph, name)
+        for owner in (*layer.producers, *layer.reads, *{tensor.rpartition(".")[0] for tensor, _ in layer.per_neuron}):
+            attachment.remember(wide, owner)
+        _split(wide, layer, *_random_copies(layer.width, width, generator))
     _require_kept(model, wide, tapes, "widened")
     return wide
 
@@ -103,28 +105,87 @@ def _random_copies(old: int, new: int, generator: torch.Generator) -> tuple[list
 
 
 def _split(model: nn.Module, layer: HiddenLayer, source: Sequence[int], shares: Tensor) -> None:
+    """Copy units in everything that makes them; let the copies share what reads them.
+
+    Columns before rows, as a layer may read and make units of the same hidden layer.
+    """
     edits = Edits()
-    first = submodule(model, layer.name)
-    assert is_layer(first)
-    w_in, b_in = first.weight, first.bias
-    for name in layer.consumers:
+    copies = _Copies(layer.width, source, shares, in_order=_in_blocks(model, layer))
+    for name, layout in layer.reads.items():
         consumer = submodule(model, name)
-        assert is_layer(consumer)
-        rows = input_rows(consumer.weight, layer.width)
-        weight, bias, columns = split_neurons(w_in.flatten(1), b_in, rows, source, shares)
-        edits.set_tensor(consumer, "weight", from_input_rows(columns, consumer.weight))
+        weight = copies.columns(output_weight(consumer).detach(), layout)
+        edits.set_tensor(consumer, "weight", stored_weight(consumer, weight))
         edits.sync_counts(consumer)
-        edits.set_tensor(first, "weight", weight.reshape(-1, *w_in.shape[1:]))
+    for name, layout in layer.producers.items():
+        producer = submodule(model, name)
+        weight = copies.rows(output_weight(producer).detach(), 0, layout)
+        bias = getattr(producer, "bias", None)
+        edits.set_tensor(producer, "weight", stored_weight(producer, weight))
         if bias is not None:
-            edits.set_tensor(first, "bias", bias)
-    edits.sync_counts(first)
+            edits.set_tensor(producer, "bias", copies.rows(bias.detach(), 0, layout))
+        edits.sync_counts(producer)
     for qualified, layout in layer.per_neuron:
         owner_name, _, tensor = qualified.rpartition(".")
         owner = submodule(model, owner_name)
-        old = getattr(owner, tensor)
-        index = torch.tensor(source, device=old.device)
-        edits.set_tensor(owner, tensor, old.detach().index_select(layout.dim, index))
+        edits.set_tensor(owner, tensor, copies.rows(getattr(owner, tensor).detach(), layout.dim, layout))
         edits.sync_counts(owner)
+
+
+def _in_blocks(model: nn.Module, layer: HiddenLayer) -> bool:
+    """Whether the units fill every tensor, one neighbouring block each, so that copies can come behind all of them."""
+    ways = [(len(output_weight(submodule(model, name))), layout) for name, layout in layer.producers.items()]
+    ways += [(output_weight(submodule(model, name)).shape[1], layout) for name, layout in layer.reads.items()]
+    ways += [(tensors_by_name(model)[name].shape[layout.dim], layout) for name, layout in layer.per_neuron]
+    return all(
+        layout == Layout.blocks(layout.dim, layer.width, layout.size) and size == layer.width * layout.size
+        for size, layout in ways
+    )
+
+
+class _Copies:
+    """Which unit each of the new ones copies, and its share of what reads it.
+
+    Where units fill all tensors in blocks the copies come behind. Elsewhere they come behind their originals, in every
+    tensor alike: a run of neighbouring entries of one unit is repeated as often as the unit has copies. So the two
+    halves of a packed gate, the parts of a concatenation and the channels of a flattened image stay in step.
+    """
+
+    def __init__(self, width: int, source: Sequence[int], shares: Tensor, *, in_order: bool) -> None:
+        self._in_order = in_order
+        self._source = torch.tensor(source)
+        self._shares = shares
+        self._of_unit = [torch.nonzero(self._source == unit).flatten() for unit in range(width)]
+
+    def _places(self, size: int, layout: Layout) -> tuple[Tensor, Tensor]:
+        """For every new place the old one that it copies, and the share of its unit (1 for what is nobody's)."""
+        assert layout.index is not None
+        if self._in_order:
+            return layout.index[self._source].flatten(), self._shares.repeat_interleave(layout.size)
+        owner = torch.full((size,), -1)
+        owner[layout.index.flatten()] = torch.arange(layout.units).repeat_interleave(layout.size)
+        places: list[int] = []
+        shares: list[float] = []
+        begin = 0
+        while begin < size:
+            unit, end = int(owner[begin]), begin + 1
+            while unit >= 0 and end < size and owner[end] == unit:
+                end += 1
+            for share in self._shares[self._of_unit[unit]].tolist() if unit >= 0 else [1.0]:
+                places.extend(range(begin, end))
+                shares.extend([share] * (end - begin))
+            begin = end
+        return torch.tensor(places), torch.tensor(shares, dtype=torch.float64)
+
+    def rows(self, tensor: Tensor, dim: int, layout: Layout) -> Tensor:
+        """A tensor with the copies along a dimension."""
+        places, _ = self._places(tensor.shape[dim], layout)
+        return tensor.index_select(dim, places.to(tensor.device))
+
+    def columns(self, weight: Tensor, layout: Layout) -> Tensor:
+        """A reader's weight (rows, columns, …) in which the copies of a unit share its columns."""
+        places, shares = self._places(weight.shape[1], layout)
+        copied = weight.index_select(1, places.to(weight.device))
+        return (copied.double() * shares.to(weight.device).reshape(1, -1, *(1,) * (weight.dim() - 2))).to(weight.dtype)
 
 
 @torch.inference_mode(mode=False)
@@ -257,12 +318,15 @@ def _tapes(model: nn.Module, data: Any, call: Callable[[Any], Any] | None, seed:
 
 
 def _hidden(graph: Graph, name: str) -> HiddenLayer:
-    try:
-        return graph[name]
-    except KeyError:
-        names = ", ".join(layer.name for layer in graph.layers) or "none"
-        why = f" ({graph.refused[name]})" if name in graph.refused else ""
-        raise InputError(f"{name!r} is no hidden layer of this model{why}; these are: {names}.") from None
+    layers = by_producer(graph, name)
+    if len(layers) == 1:
+        return layers[0]
+    if layers:
+        several = ", ".join(layer.name for layer in layers)
+        raise InputError(f"The neurons of {name!r} belong to several hidden layers; name one of {several}.")
+    names = ", ".join(layer.name for layer in graph.layers) or "none"
+    why = f" ({graph.refused[name]})" if name in graph.refused else ""
+    raise InputError(f"{name!r} is no hidden layer of this model{why}; these are: {names}.")
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

@@ -112,7 +112,7 @@ class Original:
                 return thinned(given, self._cap, Layout(output_layout(layer).dim))
             count = output[:, 0].numel()
             chosen = torch.arange(0, count, stride(count, self._cap), device=output.device)
-            return patches(given, layer, output, chosen)  # type: ignore[arg-type]  # no transposed one is corrected
+            return patches(given, layer, output, chosen)
 
         collector = Collector(model)
         inputs = collector.calls(name, None, read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -58,6 +58,7 @@ class LayerShape:
         reason: why it is left alone; empty where it is hidden.
         merge_neurons: why its neurons may not be merged; empty when they may.
         merge_layer: why it may not be removed; empty when it may.
+        beside: other layers that make the same neurons, such as the gate of what it makes; they are cut together.
     """
 
     name: str
@@ -70,6 +71,7 @@ class LayerShape:
     reason: str = ""
     merge_neurons: str = ""
     merge_layer: str = ""
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,10 @@ def snapshot(
         ReplayError: the tapes do not run on the model.
     """
     modules = modules_by_name(model)
-    hidden = {layer.name: layer for layer in graph.layers}
+    hidden: dict[str, list[HiddenLayer]] = {}
+    for layer in graph.layers:
+        for producer in layer.producers:
+            hidden.setdefault(producer, []).append(layer)
     shapes = tuple(_shape(name, module, hidden, graph) for name, module in modules.items() if is_layer(module))
     found = [similarity(model, layer, 0.9 if threshold is None else threshold) for layer in graph.layers]
     predictions, classes = _predictions(model, decide)
@@ -167,20 +172,24 @@ def size_of(model: nn.Module, tape: Tape, widths: Sequence[int]) -> Size:
     )
 
 
-def _shape(name: str, module: nn.Module, hidden: dict[str, HiddenLayer], graph: Graph) -> LayerShape:
+def _shape(name: str, module: nn.Module, hidden: Mapping[str, Sequence[HiddenLayer]], graph: Graph) -> LayerShape:
     width, inputs = output_weight(module).shape[:2]
-    layer = hidden.get(name)
+    layers = hidden.get(name, ())
+    whole = sum(layer.producers[name].size * layer.width for layer in layers) == width
+    neurons = next((layer.merge_neurons for layer in layers if layer.merge_neurons), None)
+    removal = next((layer.merge_layer for layer in layers if layer.merge_layer), None)
     return LayerShape(
         name=name,
         kind=type(module).__name__,
         inputs=inputs,
         width=width,
-        hidden=layer is not None,
-        consumers=() if layer is None else layer.consumers,
-        between=() if layer is None else layer.region.functions,
-        reason=str(graph.refused.get(name, "")),
-        merge_neurons=("" if layer is None else layer.merge_neurons) or "",
-        merge_layer=("" if layer is None else layer.merge_layer) or "",
+        hidden=bool(layers),
+        consumers=tuple(dict.fromkeys(reader for layer in layers for reader in layer.consumers)),
+        between=layers[0].region.functions if layers else (),
+        reason=str(graph.refused.get(name, "")) if not whole else "",
+        merge_neurons=neurons or "",
+        merge_layer=removal or "",
+        beside=tuple(dict.fromkeys(other for layer in layers for other in layer.producers if other != name)),
     )
 
 

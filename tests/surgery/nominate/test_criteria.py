@@ -118,3 +118,56 @@ def test_a_neuron_that_is_constant_on_the_fitting_half_alone_does_not_save_the_n
     seen = [(one.criterion, one.done, one.evidence["constant"]) for one in result.records]
     assert seen == [("null", False, 3), ("null", True, 2)]
     torch.testing.assert_close(result.model(x), model(x))
+
+
+class Variance(le.Criterion):
+    """Keeps the neurons whose features vary most."""
+
+    name = "variance"
+
+    def nominate(self, view):
+        step = view.keep(self.kept(view), self.name, {"share": 0.01})
+        return [step] if hasattr(step, "kept") else step
+
+    def kept(self, view):
+        spread = view.features.post.var(dim=0)
+        return (spread >= 0.01 * spread.max()).nonzero().flatten().tolist()
+
+    def kept_width(self, view):
+        return len(self.kept(view))
+
+
+def dim_half():
+    model = mlp(3, 8, 2)
+    model[0].weight.data[4:] *= 1e-3
+    return model
+
+
+def test_a_criterion_of_the_users_is_tried_measured_and_recorded_like_the_others():
+    criteria = le.Criteria(None, None, None, extra=(Variance(),))
+    result = le.prune(dim_half(), data(), criteria=criteria)
+    assert [(one.criterion, one.done, one.width, one.evidence) for one in result.records] == [
+        ("variance", True, (8, 4), {"share": 0.01})
+    ]
+    assert result.before.layers[0].widths == {"variance": 4}
+    assert result.to_dict()["before"]["layers"][0]["widths"] == {"variance": 4}
+    torch.testing.assert_close(result.model(data()), dim_half()(data()), rtol=0, atol=1e-5)
+    few = le.prune(dim_half(), data(14), criteria=criteria)
+    assert [(one.criterion, one.done) for one in few.records] == [("variance", False)]
+    assert "too few samples" in few.records[0].reason
+
+
+def test_beside_the_built_in_criteria_the_boldest_is_tried_first():
+    model = dim_half()
+    model[0].weight.data[2:4], model[0].bias.data[2:4] = model[0].weight.data[:2], model[0].bias.data[:2]
+    plan = le.propose(model, data(), criteria=le.Criteria(None, None, 1e-9, extra=(Variance(),)))
+    assert plan.steps[0].criterion == "variance"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [((lambda view: [],), "subclass of Criterion"), ((Variance(), Variance()), "of the name 'variance' already")],
+)
+def test_what_is_no_criterion_or_has_a_known_name_is_refused(extra, message):
+    with pytest.raises(le.InputError, match=message):
+        le.Criteria(extra=extra)

@@ -1,13 +1,15 @@
 """Small networks whose sites are known, by name: `SITES[name].make()`."""
 
 from tests.zoo.sites import attention, concatenations, convolutions, gates, sets, transposed, traps
-from tests.zoo.sites.case import SITES, SiteCase, Truth, index, per_neuron_of
+from tests.zoo.sites.case import SITES, SiteCase, Truth, batch_of, build, index, per_neuron_of
 
 __all__ = [
     "SITES",
     "SiteCase",
     "Truth",
     "attention",
+    "batch_of",
+    "build",
     "concatenations",
     "convolutions",
     "gates",

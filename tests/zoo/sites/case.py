@@ -70,7 +70,7 @@ def site_case(
     """
 
     def enter(make: Any) -> Any:
-        reasons: dict[str, tuple[str, ...]] = {name: ("is the model's output",) for name in output.split()}
+        reasons: dict[str, tuple[str, ...]] = dict.fromkeys(output.split(), ("is the model's output",))
         for names, keys in (why or {}).items():
             reasons |= {name: (keys,) if isinstance(keys, str) else keys for name in names.split()}
         other = {key: value for key, value in (("batch", batch), ("call", call)) if value is not None}
@@ -148,3 +148,25 @@ def linear(inputs: int, outputs: int, **how: Any) -> nn.Linear:
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **how: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=how.pop("padding", kernel // 2), **how)
+
+
+def build(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A model of the zoo, with batch norms that have seen something."""
+    torch.manual_seed(seed)
+    model = SITES[name].make()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            with torch.no_grad():
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.uniform_(0.5, 2.0)
+                module.bias.normal_()
+    return model.to(dtype)
+
+
+def batch_of(name: str, rows: int = ROWS, dtype: torch.dtype = torch.float32) -> Any:
+    """A batch for it, floating point numbers in the given type."""
+    batch = SITES[name].batch(rows)
+    if isinstance(batch, tuple):
+        return tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
+    return batch.to(dtype)

@@ -6,11 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_embed.graph import register_layer
 from tests.zoo.sites.case import IN, OUT, Net, Truth, linear, site_case, tokens
 
 
+class Dense(nn.Module):
+    """A layer of somebody's own; it keeps no sizes."""
+
+    def __init__(self, inputs: int, units: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(inputs, units))
+        self.bias = nn.Parameter(0.3 * torch.randn(units)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x @ self.weight
+        return h if self.bias is None else h + self.bias
+
+
+register_layer(Dense, transposed=True)
+
+
 class Conv1D(nn.Module):
-    """What transformers calls Conv1D: a Linear with its weight transposed."""
+    """A stand-in for the class of transformers, which is known by its full name."""
+
+    __module__ = "transformers.pytorch_utils"
 
     def __init__(self, nf: int, nx: int) -> None:
         super().__init__()
@@ -42,3 +61,16 @@ class TransposedGate(Net):
     def forward(self, x: Tensor) -> Tensor:
         h = F.silu(self.gate(x)) * self.up(x)
         return self.down(h) + self.side(h)
+
+
+@site_case(
+    Truth({"gate": "0:13", "up": "0:13"}, {"down": "0:13"}), Truth({"down": "0:8"}, {"out": "0:8"}), output="out"
+)
+class OwnLayers(Net):
+    """Layers of a registered class, one of them without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__(gate=Dense(IN, 13, bias=False), up=Dense(IN, 13), down=Dense(13, 8), out=linear(8, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.down(F.silu(self.gate(x)) * self.up(x)).relu())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -11,15 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_embed.graph import Graph, HiddenLayer, Layout, is_layer, observe
+from lightning_embed.graph import Graph, is_layer, observe
 from lightning_embed.tape import Tape, record
 from lightning_embed.tape.tape import modules_by_name
-from tests.zoo.sites import SITES, Truth, batch_of, build, index, per_neuron_of
+from tests.zoo.sites import SITES, batch_of, build, index
+from tests.zoo.sites.units import Units, all_units, mergeable, true_units, units_of
 
 NAMES = list(SITES)
 WITH_SITES = [name for name in NAMES if SITES[name].sites]
-
-Units = frozenset[frozenset[tuple[Any, ...]]]
 
 
 def tapes_of(name: str, model: nn.Module, **batch: Any) -> list[Tape]:
@@ -32,40 +30,6 @@ def seen(name: str) -> tuple[nn.Module, list[Tape], Graph]:
     model = build(name)
     tapes = tapes_of(name, model)
     return model, tapes, observe(model, tapes)
-
-
-def units(parts: Mapping[tuple[Any, ...], Iterable[Iterable[int]]]) -> Units:
-    """The units as sets of (what, entries), so that neither their order nor that of the parts matters."""
-    return frozenset(
-        frozenset((part, tuple(sorted(entries))) for part, entries in zip(parts, unit, strict=True))
-        for unit in zip(*parts.values(), strict=True)
-    )
-
-
-def entries(layout: Layout, width: int) -> list[list[int]]:
-    return [[unit] for unit in range(width)] if layout.index is None else layout.index.tolist()
-
-
-def units_of(layer: HiddenLayer) -> Units:
-    parts = {("rows", name): entries(layout, layer.width) for name, layout in layer.producers.items()}
-    parts |= {("columns", name): entries(layout, layer.width) for name, layout in layer.reads.items()}
-    parts |= {("entries", name, lay.dim): entries(lay, layer.width) for name, lay in layer.per_neuron}
-    return units(parts)
-
-
-def true_units(truth: Truth) -> Units:
-    parts: dict[tuple[Any, ...], Any] = {("rows", name): index(text) for name, text in truth.producers.items()}
-    parts |= {("columns", name): index(text) for name, text in truth.reads.items()}
-    parts |= {("entries", *key): value for key, value in per_neuron_of(truth).items()}
-    return units(parts)
-
-
-def mergeable(graph: Graph) -> list[HiddenLayer]:
-    return [layer for layer in graph.layers if layer.merge_neurons is None]
-
-
-def all_units(graph: Graph) -> frozenset[Units]:
-    return frozenset(units_of(layer) for layer in mergeable(graph))
 
 
 def truths(name: str) -> frozenset[Units]:

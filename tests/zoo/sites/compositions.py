@@ -148,7 +148,7 @@ class Composed(nn.Module):
 
     def _twice(self, width: int, act: Callable[[Tensor], Tensor]) -> None:
         self.stream = [*self.stream, *self.stream]
-        self.steps.append(lambda model, h, x: torch.cat([h, act(-h)], dim=-1))
+        self.steps.append(lambda model, h, x: torch.cat([h, torch.tanh(1 - h)], dim=-1))
 
     def _raw(self, width: int, act: Callable[[Tensor], Tensor]) -> None:
         self.stream = [Segment(IN, None), *self.stream]

@@ -325,3 +325,39 @@ class ScaledByTheInput(Net):
     def forward(self, x: Tensor) -> Tensor:
         mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
         return self.out(self.a((x - mean) / deviation).relu() * deviation + mean)
+
+
+@site_case(Truth({"a": "0:12"}, {"out": "0:12 | 12:24"}), output="out")
+class SiameseDifferently(Net):
+    """Two calls of one layer with a function of its own behind each."""
+
+    def __init__(self) -> None:
+        super().__init__(a=linear(3, 12), out=linear(24, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat([self.a(x[:, :3]).relu(), self.a(x[:, 3:6]).tanh()], dim=1))
+
+
+@site_case(
+    Truth({"stem": "0:12", "b": "0:12"}, {"a": "0:12", "out": "0:12"}, {"gain": "0:12"}),
+    Truth({"a": "0:9"}, {"b": "0:9"}),
+    output="out",
+)
+class ResidualScaled(Net):
+    """A learned gain of every neuron, and a branch that training leaves out at random."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            stem=linear(IN, 12),
+            a=linear(12, 9),
+            b=linear(9, 12),
+            gain=nn.Parameter(torch.rand(12)),
+            out=linear(12, OUT),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        branch = self.gain * self.b(self.a(h).relu())
+        if self.training:
+            branch = branch * torch.bernoulli(torch.full((len(x), 1), 0.8)) / 0.8
+        return self.out((h + branch).tanh())

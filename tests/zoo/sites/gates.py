@@ -396,3 +396,29 @@ class RecurrentFromZeros(Net):
         for step in range(x.shape[1]):
             h = torch.tanh(self.of_input(x[:, step]) + self.of_state(h))
         return self.out(h)
+
+
+@site_case(Truth({"both": "0:12 | 12:24"}, {"down": "0:12"}), output="down", batch=tokens(3))
+class ReGLU(Net):
+    def __init__(self) -> None:
+        super().__init__(both=linear(IN, 24, bias=False), down=linear(12, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = torch.tensor_split(self.both(x), 2, dim=-1)
+        return self.down(gate.relu() * value)
+
+
+def _autocast(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(batch)
+
+
+@site_case(Truth({"gate": "0:12", "up": "0:12"}, {"down": "0:12"}), output="down", call=_autocast)
+class InHalfPrecision(Net):
+    """The layers put out bfloat16; what lies between goes back and forth."""
+
+    def __init__(self) -> None:
+        super().__init__(gate=linear(IN, 12), up=linear(IN, 12), down=linear(12, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x).float()).to(torch.bfloat16) * self.up(x))

@@ -216,3 +216,48 @@ class Interactions(Net):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.stack([self.a(x[:, :3]), self.b(x[:, 3:5]), self.c(x[:, 5:])], dim=1)
         return self.out((h @ h.transpose(1, 2)).flatten(1))
+
+
+@site_case(
+    Truth({"one": "0:12", "two": "0:12"}, {"out": "0:12"}, fixed=("input",), rows_mix=True),
+    output="out",
+)
+class RoutedRows(Net):
+    """Each row goes to one of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__(one=linear(IN, 12), two=linear(IN, 12), out=linear(12, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, 0] > 0
+        h = self.one(x[first]).relu()
+        routed = h.new_zeros(len(x), h.shape[1])
+        routed[first] = h
+        routed[~first] = self.two(x[~first]).tanh()
+        return self.out(routed)
+
+
+@site_case(
+    Truth({"a": "0:8"}, {"out": "0:24%8"}, fixed=("score",), rows_mix=True),
+    output="out",
+    why={"score": ()},
+    batch=tokens(5),
+)
+class SortedByScore(Net):
+    """The three tokens of the highest score, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(a=linear(IN, 8), score=linear(IN, 1), out=linear(24, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        order = self.score(x).argsort(dim=1, descending=True)
+        return self.out(h.gather(1, order.expand_as(h))[:, :3].flatten(1))
+
+
+@site_case(Truth({"a": "0:12"}, {"out": "0:12"}, rows_mix=True), output="out", batch=tokens(6))
+class Spectrum(Pooled):
+    """Complex numbers on the way."""
+
+    def pool(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.fft.rfft(h.tanh(), dim=1).abs()

@@ -240,3 +240,46 @@ class UsedAcrossCalls(Net):
         for _ in range(3):
             h = h + self.b(h.tanh())
         return self.out(h), self.d(self.c(x).relu())
+
+
+@site_case(output="out", why={"a gate": ("differs in train mode", "never called")})
+class GateInTraining(Net):
+    """Cut alone, as eval mode would allow, the layer would not fit its gate in training."""
+
+    def __init__(self) -> None:
+        super().__init__(a=linear(IN, 12), gate=linear(IN, 12), out=linear(12, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.out(h * self.gate(x).sigmoid() if self.training else h)
+
+
+@site_case(Truth({"a": "0:12"}, {"out": "0:12"}, {"mean": "0:12", "gain": "0:12"}), output="out")
+class OwnNorm(Net):
+    """A buffer that training writes."""
+
+    def __init__(self) -> None:
+        super().__init__(a=linear(IN, 12), mean=torch.zeros(12), gain=nn.Parameter(torch.rand(12)), out=linear(12, OUT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(0.1 * h.mean(dim=0))
+        return self.out((self.gain * (h - self.mean)).relu())
+
+
+@site_case(
+    output="out",
+    why={"a": ("columns mix", "cannot be cut")},
+    batch=lambda rows: (torch.randn(rows, IN), torch.randint(12, (rows, 4))),
+    call=lambda model, batch: model(*batch),
+)
+class ChosenByTheInput(Net):
+    """Each row says which neurons it wants."""
+
+    def __init__(self) -> None:
+        super().__init__(a=linear(IN, 12), out=linear(4, OUT))
+
+    def forward(self, x: Tensor, choice: Tensor) -> Tensor:
+        return self.out(self.a(x).relu().gather(1, choice))

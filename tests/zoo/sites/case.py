@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 IN, OUT, ROWS = 7, 3, 9
-# why a layer is refused that could be cut alone, but not without one that is refused for a reason of its own
+# why a layer is refused that is tied to one that is refused for a reason of its own
 PARTNER = ("columns mix", "cannot be cut", "joined by")
+# why a layer is refused that meets other data, which would have to lose as many columns
+TIED = ("joined by", "cannot be cut")
 
 Index = tuple[tuple[int, ...], ...]
 

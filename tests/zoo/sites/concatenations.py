@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.sites.case import IN, OUT, Net, Truth, linear, norm, site_case, tokens
+from tests.zoo.sites.case import IN, OUT, TIED, Net, Truth, linear, norm, site_case, tokens
 
 
 @site_case(
@@ -114,7 +114,7 @@ class TwoBatchesInOne(Net):
         return self.out(torch.cat([self.a(x), self.a(-x)], dim=0).relu())
 
 
-@site_case(output="out", why={"a b": "cannot be cut"})
+@site_case(output="out", why={"a b": TIED})
 class StackedLast(Net):
     """Stacked, so both must keep equally many; but nothing ties the neurons of the one to those of the other."""
 
@@ -135,7 +135,7 @@ class StackedWithItself(Net):
         return self.out(torch.stack([h.relu(), h * x[:, :1]], dim=-1).flatten(1))
 
 
-@site_case(output="out", why={"a b": "cannot be cut"})
+@site_case(output="out", why={"a b": TIED})
 class StackedFirst(Net):
     def __init__(self) -> None:
         super().__init__(a=linear(IN, 10), b=linear(IN, 10), out=linear(20, OUT))
@@ -192,7 +192,7 @@ class HalfGoesOn(Net):
         return self.out(torch.cat([h[:, :12], self.b(h[:, 12:]).relu()], dim=1))
 
 
-@site_case(output="out", why={"a b": "cannot be cut"})
+@site_case(output="out", why={"a b": TIED})
 class WrittenPlaces(Net):
     """Values are put where the code says."""
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.sites.case import IN, OUT, PARTNER, Net, Truth, linear, site_case, tokens
+from tests.zoo.sites.case import IN, OUT, PARTNER, TIED, Net, Truth, linear, site_case, tokens
 
 
 @site_case(Truth({"gate": "0:20", "up": "0:20"}, {"down": "0:20"}), output="down", batch=tokens())
@@ -292,7 +292,7 @@ class Highway(Net):
         return self.out(t * self.new(h).relu() + (1 - t) * h)
 
 
-@site_case(output="out", why={"keep new": "cannot be cut"})
+@site_case(output="out", why={"keep new": TIED})
 class HighwayOverTheInput(Net):
     """The input has as many columns as the layers have neurons and is not cut."""
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.sites.case import IN, OUT, Net, Truth, linear, site_case
+from tests.zoo.sites.case import IN, OUT, TIED, Net, Truth, linear, site_case
 
 
 class Behind(Net):
@@ -75,7 +75,7 @@ class DeadUnits(Net):
         return self.out(self.act(self.a(x)) * self.gate(x).relu())
 
 
-@site_case(output="out", why={"a b": ("activation shared", "cannot be cut")})
+@site_case(output="out", why={"a b": ("activation shared", *TIED)})
 class SharedScale(Net):
     """A scale of two layers' neurons: cut with the ones it would be lost to the others."""
 
@@ -117,7 +117,7 @@ class ReaderOfOtherData(Net):
         return self.out(self.a(x).relu()) + self.out(x)
 
 
-@site_case(output="out", why={"a": "cannot be cut"})
+@site_case(output="out", why={"a": TIED})
 class InputResidual(Behind):
     def __init__(self) -> None:
         super().__init__(IN)
@@ -242,7 +242,7 @@ class UsedAcrossCalls(Net):
         return self.out(h), self.d(self.c(x).relu())
 
 
-@site_case(output="out", why={"a gate": ("differs in train mode", "never called")})
+@site_case(output="out", why={"a": "differs in train mode", "gate": ()})
 class GateInTraining(Net):
     """Cut alone, as eval mode would allow, the layer would not fit its gate in training."""
 

@@ -359,5 +359,5 @@ class ResidualScaled(Net):
         h = self.stem(x)
         branch = self.gain * self.b(self.a(h).relu())
         if self.training:
-            branch = branch * torch.bernoulli(torch.full((len(x), 1), 0.8)) / 0.8
+            branch = branch * torch.bernoulli(torch.full_like(x[:, :1], 0.8)) / 0.8
         return self.out((h + branch).tanh())

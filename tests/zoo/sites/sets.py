@@ -45,7 +45,7 @@ class LogSumExpOfSet(Pooled):
 @site_case(Truth({"a": "0:12"}, {"out": "0:12"}, fixed=("input",), rows_mix=True), output="out", batch=tokens())
 class MaskedMean(Pooled):
     def pool(self, h: Tensor, x: Tensor) -> Tensor:
-        mask = (x[..., :1] > -0.8).float()
+        mask = (x[..., :1] > -0.8).to(h.dtype)
         return (h.relu() * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 

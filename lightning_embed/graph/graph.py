@@ -112,7 +112,7 @@ class Graph:
     def __str__(self) -> str:
         rows = [
             [
-                " + ".join([layer.name, *list(layer.producers)[1:]]),
+                ", ".join([layer.name, *list(layer.producers)[1:]]),
                 str(layer.width),
                 " ".join(layer.functions),
                 ", ".join(layer.consumers),

@@ -127,7 +127,7 @@ class Probe:
         """For each part: the observed values moved a little and much, and moved ones in place of all starts."""
         every = []
         for part in self.parts:
-            observed = {start.call: start.pre for start in part.region.starts}
+            observed = {start.call: start.pre.nan_to_num(0.0, 1.0, -1.0) for start in part.region.starts}
             bases = [(observed, _MILD), (observed, _WILD)]
             scales = (_MILD, _WILD) if len(observed) > 1 else (_WILD,)
             bases += [({call: self._moved(pre, scale) for call, pre in observed.items()}, scale) for scale in scales]

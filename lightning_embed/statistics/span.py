@@ -341,29 +341,35 @@ def refit(
     if not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
-    wanted = h
-    if target is not None:
-        _check_features(target)
-        if target.shape != features.shape:
-            raise InputError(f"`target` has shape {tuple(target.shape)}, expected that of `features`.")
-        wanted = target.detach().double().to(h.device)
     mean = h.mean(0) if intercept else h.new_zeros(width)
-    wanted_mean = wanted.mean(0) if intercept else mean
     index = torch.tensor(list(kept), dtype=torch.long, device=h.device)
-    basis = h[:, index] - mean[index]
+    centered = h - mean
+    basis = centered[:, index]
     covariance = basis.T @ basis / h.shape[0]
     scale = covariance.diagonal().mean() if len(kept) else covariance.new_zeros(())
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
-    if scale > 0:
-        cross = basis.T @ (wanted - wanted_mean) / h.shape[0]
-        factors = torch.linalg.lu_factor(covariance + ridge * scale * identity)
+    factors = torch.linalg.lu_factor(covariance + ridge * scale * identity) if scale > 0 else None
+
+    def regression(values: Tensor) -> Tensor:
+        """Coefficients of centred values on the basis, shape (neurons, kept)."""
+        if factors is None:
+            return h.new_zeros(width, len(kept))  # only the constant is left to fit with
+        cross = basis.T @ values / h.shape[0]
         once = torch.linalg.lu_solve(*factors, cross)
-        mix = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
-    else:
-        mix = h.new_zeros(width, len(kept))  # only the constant is left to fit with
-    if target is None:
-        mix[index] = identity
-    shift = wanted_mean - mix @ mean[index]
-    if target is None:
-        shift[index] = 0.0
+        again: Tensor = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
+        return again
+
+    mix = regression(centered)
+    mix[index] = identity
+    shift = mean - mix @ mean[index]
+    shift[index] = 0.0
+    if target is not None:  # what has changed is fitted by itself: where nothing has, nothing is added
+        _check_features(target)
+        if target.shape != features.shape:
+            raise InputError(f"`target` has shape {tuple(target.shape)}, expected that of `features`.")
+        changed = target.detach().double().to(h.device) - h
+        change_mean = changed.mean(0) if intercept else mean
+        added = regression(changed - change_mean)
+        mix = mix + added
+        shift = shift + change_mean - added @ mean[index]
     return mix, shift

@@ -52,7 +52,7 @@ def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> list[Tensor] |
         return None
     if len(norm.running_mean) != layer.width:
         return None
-    if layer.region.functions[0] != "batch_norm":
+    if layer.functions[0] != "batch_norm":
         return vectors
     layout = next(iter(layer.producers.values()))
     assert layout.index is not None

@@ -185,7 +185,7 @@ def _shape(name: str, module: nn.Module, hidden: Mapping[str, Sequence[HiddenLay
         width=width,
         hidden=bool(layers),
         consumers=tuple(dict.fromkeys(reader for layer in layers for reader in layer.consumers)),
-        between=layers[0].region.functions if layers else (),
+        between=layers[0].functions if layers else (),
         reason=str(graph.refused.get(name, "")) if not whole else "",
         merge_neurons=neurons or "",
         merge_layer=removal or "",

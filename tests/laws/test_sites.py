@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning_embed.surgery.change.edit import parameter_count
 from torch import Tensor, nn
 
 import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.graph.kinds import output_weight
-from lightning_embed.surgery.edit import parameter_count
 from lightning_embed.tape import record
 from tests.tolerances import tolerance
 from tests.zoo.sites import IN, SITES, Truth, batch_of, build, index

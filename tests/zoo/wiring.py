@@ -168,7 +168,13 @@ class Tokens(Base):
         return torch.tanh(h.contiguous()).view(b * t, w)
 
 
-@case("linear1", "", linear1__layer="activation in code", linear2="is the model's output", batch=lambda: torch.randn(4, 3, WIDTH))
+@case(
+    "linear1",
+    "",
+    linear1__layer="activation in code",
+    linear2="is the model's output",
+    batch=lambda: torch.randn(4, 3, WIDTH),
+)
 def transformer_layer() -> nn.Module:
     return nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
 

@@ -12,6 +12,7 @@ from lightning_embed.errors import InputError
 
 _TIE = 1e-6  # relative difference of gains that are equal but for rounding
 WHOLE = 8192  # neurons whose covariance is held as a whole: half a gigabyte, growing quadratically
+ITERATIONS = 2  # of the ridge regression
 _UNITS = 4.0  # roundings, of a feature's own dtype, by which copies of one neuron were seen to differ
 
 
@@ -243,7 +244,7 @@ def _greedy(given: Sequence[Weighted], tolerance: float, most: int | None, share
     if any(read.rows.shape[1] != width for read in given):
         raise InputError(f"The reads have {[read.rows.shape[1] for read in given]} neurons; they must be the same.")
     bound = width if most is None else min(most, width)
-    reads = [read for read in (_Pivots(one, bound) for one in given) if read.total > 0]
+    reads = [read for read in (_Pivots(one, bound) for one in given) if read.gain.amax() > 0]
     apart = shares and len(reads) > 1
     scales = [read.total if apart else 1.0 for read in reads]
 
@@ -305,10 +306,10 @@ def refit(
 ) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
-    $h \approx M h_{kept} + s$ with $M = C_{all,kept} (A^{-1} + A^{-1} (A - C_{kept,kept}) A^{-1})$, where
-    $A = C_{kept,kept} + r \bar\lambda I$, C is the covariance and $\bar\lambda$ the mean eigenvalue of
-    $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. This is ridge regression iterated once: what the ridge takes
-    from a direction of variance λ falls from $\rho = r \bar\lambda / (\lambda + r \bar\lambda)$ to $\rho^2$, so
+    $h \approx M h_{kept} + s$ with $M = C_{all,kept} A^{-1} (I + E A^{-1} + (E A^{-1})^2)$, where
+    $A = C_{kept,kept} + E$, $E = r \bar\lambda I$, C is the covariance and $\bar\lambda$ the mean eigenvalue of
+    $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. This is ridge regression iterated twice: what the ridge takes
+    from a direction of variance λ falls from $\rho = r \bar\lambda / (\lambda + r \bar\lambda)$ to $\rho^3$, so
     that copies stay copies beside features that are nearly dependent. For
     kept neurons the rows are those of the identity. With consumers $W h + b$, the weights $W M$ and the bias
     $b + W s$ are their ridge refit to the whole original contribution, dropped neurons included (the
@@ -355,9 +356,10 @@ def refit(
         if factors is None:
             return h.new_zeros(width, len(kept))  # only the constant is left to fit with
         cross = basis.T @ values / h.shape[0]
-        once = torch.linalg.lu_solve(*factors, cross)
-        again: Tensor = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
-        return again
+        solution: Tensor = torch.linalg.lu_solve(*factors, cross)
+        for _ in range(ITERATIONS):
+            solution = solution + torch.linalg.lu_solve(*factors, cross - covariance @ solution)
+        return solution.T.contiguous()
 
     mix = regression(centered)
     mix[index] = identity

@@ -170,7 +170,7 @@ class _Left:
 
     def _gram(self, neurons: Sequence[int]) -> Tensor:
         """Rows of G."""
-        gram = self.given.gram(torch.tensor(list(neurons), device=self.given.rows.device))
+        gram = self.given.gram(torch.tensor(list(neurons), dtype=torch.int64, device=self.given.rows.device))
         if self._jitter:
             gram[range(len(neurons)), list(neurons)] += self._jitter
         return gram
@@ -224,7 +224,7 @@ class _Left:
 
 def _independent_of(given: Weighted, kept: Sequence[int]) -> list[int]:
     """Those of the kept neurons that those before them do not explain."""
-    gram = given.gram(torch.tensor(list(kept), device=given.rows.device))[:, list(kept)]
+    gram = given.gram(torch.tensor(list(kept), dtype=torch.int64, device=given.rows.device))[:, list(kept)]
     return [kept[place] for place in _independent(gram, given.floor[list(kept)])[0]]
 
 

@@ -12,6 +12,7 @@ from lightning_embed.errors import InputError
 
 _TIE = 1e-6  # relative difference of gains that are equal but for rounding
 WHOLE = 8192  # neurons whose covariance is held as a whole: half a gigabyte, growing quadratically
+ITERATIONS = 2  # of the ridge regression
 _UNITS = 4.0  # roundings, of a feature's own dtype, by which copies of one neuron were seen to differ
 
 
@@ -243,7 +244,7 @@ def _greedy(given: Sequence[Weighted], tolerance: float, most: int | None, share
     if any(read.rows.shape[1] != width for read in given):
         raise InputError(f"The reads have {[read.rows.shape[1] for read in given]} neurons; they must be the same.")
     bound = width if most is None else min(most, width)
-    reads = [read for read in (_Pivots(one, bound) for one in given) if read.total > 0]
+    reads = [read for read in (_Pivots(one, bound) for one in given) if read.gain.amax() > 0]
     apart = shares and len(reads) > 1
     scales = [read.total if apart else 1.0 for read in reads]
 
@@ -305,10 +306,10 @@ def refit(
 ) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
-    $h \approx M h_{kept} + s$ with $M = C_{all,kept} (A^{-1} + A^{-1} (A - C_{kept,kept}) A^{-1})$, where
-    $A = C_{kept,kept} + r \bar\lambda I$, C is the covariance and $\bar\lambda$ the mean eigenvalue of
-    $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. This is ridge regression iterated once: what the ridge takes
-    from a direction of variance λ falls from $\rho = r \bar\lambda / (\lambda + r \bar\lambda)$ to $\rho^2$, so
+    $h \approx M h_{kept} + s$ with $M = C_{all,kept} A^{-1} (I + E A^{-1} + (E A^{-1})^2)$, where
+    $A = C_{kept,kept} + E$, $E = r \bar\lambda I$, C is the covariance and $\bar\lambda$ the mean eigenvalue of
+    $C_{kept,kept}$; $s = \bar h - M \bar h_{kept}$. This is ridge regression iterated twice: what the ridge takes
+    from a direction of variance λ falls from $\rho = r \bar\lambda / (\lambda + r \bar\lambda)$ to $\rho^3$, so
     that copies stay copies beside features that are nearly dependent. For
     kept neurons the rows are those of the identity. With consumers $W h + b$, the weights $W M$ and the bias
     $b + W s$ are their ridge refit to the whole original contribution, dropped neurons included (the
@@ -341,29 +342,36 @@ def refit(
     if not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
-    wanted = h
-    if target is not None:
-        _check_features(target)
-        if target.shape != features.shape:
-            raise InputError(f"`target` has shape {tuple(target.shape)}, expected that of `features`.")
-        wanted = target.detach().double().to(h.device)
     mean = h.mean(0) if intercept else h.new_zeros(width)
-    wanted_mean = wanted.mean(0) if intercept else mean
     index = torch.tensor(list(kept), dtype=torch.long, device=h.device)
-    basis = h[:, index] - mean[index]
+    centered = h - mean
+    basis = centered[:, index]
     covariance = basis.T @ basis / h.shape[0]
     scale = covariance.diagonal().mean() if len(kept) else covariance.new_zeros(())
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
-    if scale > 0:
-        cross = basis.T @ (wanted - wanted_mean) / h.shape[0]
-        factors = torch.linalg.lu_factor(covariance + ridge * scale * identity)
-        once = torch.linalg.lu_solve(*factors, cross)
-        mix = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
-    else:
-        mix = h.new_zeros(width, len(kept))  # only the constant is left to fit with
-    if target is None:
-        mix[index] = identity
-    shift = wanted_mean - mix @ mean[index]
-    if target is None:
-        shift[index] = 0.0
+    factors = torch.linalg.lu_factor(covariance + ridge * scale * identity) if scale > 0 else None
+
+    def regression(values: Tensor) -> Tensor:
+        """Coefficients of centred values on the basis, shape (neurons, kept)."""
+        if factors is None:
+            return h.new_zeros(width, len(kept))  # only the constant is left to fit with
+        cross = basis.T @ values / h.shape[0]
+        solution: Tensor = torch.linalg.lu_solve(*factors, cross)
+        for _ in range(ITERATIONS):
+            solution = solution + torch.linalg.lu_solve(*factors, cross - covariance @ solution)
+        return solution.T.contiguous()
+
+    mix = regression(centered)
+    mix[index] = identity
+    shift = mean - mix @ mean[index]
+    shift[index] = 0.0
+    if target is not None:  # what has changed is fitted by itself: where nothing has, nothing is added
+        _check_features(target)
+        if target.shape != features.shape:
+            raise InputError(f"`target` has shape {tuple(target.shape)}, expected that of `features`.")
+        changed = target.detach().double().to(h.device) - h
+        change_mean = changed.mean(0) if intercept else mean
+        added = regression(changed - change_mean)
+        mix = mix + added
+        shift = shift + change_mean - added @ mean[index]
     return mix, shift

@@ -96,6 +96,11 @@ class Collector:
         )
         return gathered
 
+    def alter(self, name: str, change: Callable[[Tensor], Tensor]) -> None:
+        """Put another value in the place of what a module puts out."""
+        module = self._modules[name]
+        self._planned.append(lambda: module.register_forward_hook(lambda _module, _args, output: change(output)))
+
     def _differentiate(self, look: Callable[[Tensor], T]) -> tuple[list[Tensor], list[T]]:
         leaves: list[Tensor] = []
         gathered: list[T] = []

@@ -14,6 +14,7 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.callbacks.recording import Observed
+from lightning_embed.surgery import collect
 from lightning_embed.surgery.nominate import features
 from lightning_embed.tape import replay
 from tests.callbacks.runs import Planted, loader, trainer
@@ -127,7 +128,7 @@ class Varied(Planted):
 def measured(folder, kind, monkeypatch, **options):
     """All that a run logs, its last weights, and how many steps were replayed."""
     replays = []
-    monkeypatch.setattr(features, "replay", lambda *args, **kwargs: replays.append(replay(*args, **kwargs)))
+    monkeypatch.setattr(collect, "replay", lambda *args, **kwargs: replays.append(replay(*args, **kwargs)))
     logger, model = CSVLogger(folder, "", ""), Varied(kind)
     run = trainer(folder, [EmbeddingMonitor(every_n_steps=2)], max_epochs=2, logger=logger, **options)
     run.fit(model, loader())

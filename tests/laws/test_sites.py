@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.graph.kinds import output_weight
-from lightning_embed.surgery.edit import parameter_count
+from lightning_embed.surgery.change.edit import parameter_count
 from lightning_embed.tape import record
 from tests.tolerances import tolerance
 from tests.zoo.sites import IN, SITES, Truth, batch_of, build, index
@@ -131,7 +131,10 @@ def require_widths(model: nn.Module, result: le.Result, truths: Sequence[Truth],
         for producer, text in truth.producers.items():
             left[producer] -= (units_in(truth) - -(-units_in(truth) // copies)) * len(index(text)[0])
     found = {producer: len(output_weight(result.model.get_submodule(producer))) for producer in left}
-    assert found == left, result
+    if any(layer.constant for layer in result.before.layers):  # dead units are gone beside the copies
+        assert all(found[producer] <= rows for producer, rows in left.items()), result
+    else:
+        assert found == left, result
 
 
 @cache

@@ -6,13 +6,11 @@ attribute) in the place of an old one and remembers the old one, so that undoing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_embed.graph import counts as layer_counts
-from lightning_embed.graph import is_layer
+from lightning_embed.graph import counts
 from lightning_embed.tape.tape import modules_by_name
 
 
@@ -58,15 +56,7 @@ class Edits:
 
     def sync_counts(self, module: nn.Module) -> None:
         """Let the numbers by which a module describes itself agree with its tensors."""
-        counts: Mapping[str, int | None] = layer_counts(module)
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-            counts = _grouped(module)
-        elif not is_layer(module):
-            own = [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
-            count = next((len(tensor) for tensor in own if tensor.dim() == 1), None)
-            torchs = isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU))  # elsewhere it may mean anything
-            counts = {"num_features": count, "num_parameters": count} if torchs and count is not None else {}
-        for name, number in counts.items():
+        for name, number in counts(module).items():
             if getattr(module, name, number) != number:
                 self.set(module, name, number)
 
@@ -97,16 +87,6 @@ class Edits:
         while self._done:
             owner, name, old = self._done.pop()
             setattr(owner, name, old)
-
-
-def _grouped(module: nn.modules.conv._ConvNd) -> dict[str, int]:
-    """Counts of a convolution with groups from its weight: each group has as many channels as before."""
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    whole = module.in_channels if transposed else module.out_channels  # what the first dimension of the weight counts
-    groups = len(module.weight) * module.groups // whole
-    other = groups * module.weight.shape[1]
-    first, second = ("in_channels", "out_channels") if transposed else ("out_channels", "in_channels")
-    return {"groups": groups, first: len(module.weight), second: other}
 
 
 def _fused_activation(module: nn.Module) -> int:

@@ -248,6 +248,8 @@ def deepen(
         raise InputError(f"{after!r} is read by several Linears ({names}); a layer is inserted before a single one.")
     (name,) = layer.consumers
     consumer = _linear(deep, name)
+    if layer.reads[name] != Layout.blocks(-1, consumer.in_features):
+        raise InputError(f"{name!r} reads other values beside {after!r}, or several of each neuron; take another one.")
     between = copy.deepcopy(activation) if activation is not None else _activation_behind(deep, layer)
     segment = next(iter(affine_segments(between)), None) or _straightest(between, radius)
     w1, b1, w2, b2 = lift_layer(

@@ -21,6 +21,7 @@ from lightning_embed.surgery.change.reconstruction import Reconstruction
 from lightning_embed.surgery.change.records import Record
 from lightning_embed.surgery.change.step import Applied, Step
 from lightning_embed.surgery.decide.check import Check, Effect, batch_norm_lag
+from lightning_embed.surgery.decide.factors import scaled_entries
 from lightning_embed.surgery.decide.original import Original
 from lightning_embed.surgery.decide.targets import Targets
 from lightning_embed.surgery.decide.tolerance import Tolerance
@@ -173,7 +174,7 @@ class Bench:
 
     def attempt(self, candidates: Sequence[Step]) -> bool:
         """Try candidates for one layer, the boldest first, until one is allowed; record what happened."""
-        for step in candidates:
+        for step in map(self._with_factors, candidates):
             if self._original is None:
                 self._original = Original(self.model, self.graph, self.event.fit, seed=self.event.seed)
                 _ = self._targets
@@ -201,6 +202,13 @@ class Bench:
                 self.graph = observe(self.model, self.event.fit, self._known_regions)
                 return True
         return False
+
+    def _with_factors(self, step: Step) -> Step:
+        """A step that tells the optimizers which factors of its neurons scale with them."""
+        if not self.event.optimizers or not isinstance(step, NeuronMerge):
+            return step
+        scaled = scaled_entries(self.model, self.graph[step.layer], self.event.fit[0])
+        return replace(step, scaled=scaled) if scaled else step
 
     @property
     def _worth(self) -> float:

@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import lightning_embed as le
+from lightning_embed.graph import observe, output_weight
 from lightning_embed.surgery import KEY
+from lightning_embed.tape import record
 from lightning_embed.tape.tree import tensors_of
 from tests.surgery.steps import mlp
 from tests.tolerances import tolerance
@@ -33,10 +35,15 @@ def test_every_layer_whose_neurons_may_merge_can_be_widened(name):
     before = copy.deepcopy(model.state_dict())
     torch.manual_seed(1)
     batch = entry.batch()
-    modules = dict(model.named_modules())
-    widths = {layer: len(modules[layer].weight) + 5 for layer in entry.neurons}
+    tapes = record(model, [batch, batch], call=lambda one: entry.call(model, one))
+    layers = [layer for layer in observe(model, tapes).layers if layer.name in entry.neurons]
+    widths = {layer.name: layer.width + 5 for layer in layers}
     wide = le.widen(model, widths, [batch, batch], call=lambda one: entry.call(model, one))
-    assert {layer: len(wide.get_submodule(layer).weight) for layer in widths} == widths
+    for layer in layers:
+        for producer, layout in layer.producers.items():
+            rows = [len(output_weight(one.get_submodule(producer))) for one in (model, wide)]
+            assert rows[1] - rows[0] == 5 * layout.size
+    assert len(layers) == len(entry.neurons)
     assert all(torch.equal(one, before[key]) for key, one in model.state_dict().items())
     torch.manual_seed(2)
     old = entry.call(copy.deepcopy(model).eval(), batch)

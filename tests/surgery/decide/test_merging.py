@@ -9,7 +9,7 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.statistics import affine_fit, refit, tangent_fit
-from lightning_embed.surgery.nominate.features import output_gradients
+from lightning_embed.surgery.nominate.features import output_gradients, summed
 from lightning_embed.tape import record
 from tests.surgery.steps import mlp
 
@@ -144,7 +144,8 @@ def test_sensitivity_is_the_squared_derivative_summed_over_outputs_in_the_mean(a
         model.b.weight.copy_(-0.5 * model.a.weight)
     tapes = record(model, [data(4000)])
     graph = observe(model, tapes)
-    found = output_gradients(model, graph.layers, tapes, seed=0)["first"].square()
+    gradients = output_gradients(model, graph.layers, tapes, seed=0)["first"]
+    found = summed(gradients, graph["first"].consumers).square()
     a, b = model.a.weight[0].detach(), model.b.weight[0].detach()
     if add:
         torch.testing.assert_close(found, ((a + b) ** 2).expand_as(found))

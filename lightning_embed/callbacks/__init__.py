@@ -6,7 +6,7 @@ from lightning_embed.callbacks.monitor import EmbeddingMonitor
 from lightning_embed.callbacks.pruner import EmbeddingPruner
 from lightning_embed.callbacks.when import After, Metric, NearCriticalPoint, NearEnd, OnPlateau, When
 from lightning_embed.surgery import Criteria, Measurement, Record, Tolerance
-from lightning_embed.surgery.measure import LayerMeasurement
+from lightning_embed.surgery.nominate.measure import LayerMeasurement
 
 __all__ = [
     "PICKLED",

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_embed.callbacks._trainer import unlogged
 from lightning_embed.errors import EmbeddingError, InputError, ReplayError
 from lightning_embed.graph import Graph, observe
-from lightning_embed.surgery.features import MomentCollector
+from lightning_embed.surgery.nominate.features import MomentCollector
 from lightning_embed.tape import Recorder, Tape, record, replay
 from lightning_embed.tape.tape import modules_by_name
 

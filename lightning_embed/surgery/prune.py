@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import is_layer, observe
-from lightning_embed.surgery.check import Check
-from lightning_embed.surgery.copying import copy_of, lazy_refused
-from lightning_embed.surgery.criteria import Criteria, Tolerance
-from lightning_embed.surgery.edit import parameter_count
-from lightning_embed.surgery.measure import Measurement, measure_layers
-from lightning_embed.surgery.merging import Sizes, merge
-from lightning_embed.surgery.plan import Plan, Record, plain, records_table
-from lightning_embed.surgery.sizes import check_sizes, fixed, shared
-from lightning_embed.surgery.snapshot import Size, Snapshot, snapshot
-from lightning_embed.tape import Tape, deal, record
-from lightning_embed.tape.tree import tensors_of
-
-MAX_SAMPLES = 4096
-BATCH = 256
+from lightning_embed.graph import observe
+from lightning_embed.surgery.calibration import halves
+from lightning_embed.surgery.change.apply import settle
+from lightning_embed.surgery.change.edit import parameter_count
+from lightning_embed.surgery.change.plan import Plan
+from lightning_embed.surgery.change.records import Record, records_table
+from lightning_embed.surgery.change.step import plain
+from lightning_embed.surgery.decide.check import Check
+from lightning_embed.surgery.decide.matching import match_outputs
+from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.tolerance import Tolerance
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.measure import Measurement, measure_layers
+from lightning_embed.surgery.nominate.sizes import ParameterShare, Sizes, Widths, check_sizes
+from lightning_embed.surgery.persist.checkpoint import attach
+from lightning_embed.surgery.persist.copying import copy_of
+from lightning_embed.surgery.persist.snapshot import Size, Snapshot, snapshot
+from lightning_embed.tape import Tape
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,7 @@ def prune(
     budget: float | None = None,
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
+    match: bool = True,
     seed: int = 0,
 ) -> Result:
     """Merge the linearized layers and condensed neurons of a trained network, as far as its function is kept.
@@ -120,6 +124,9 @@ def prune(
             that changes them least is returned.
         call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
         output: which tensor(s) of what the call returns are compared.
+        match: whether at the end all remaining Linears and convolutions are moved a little, in some forty passes over
+            the half that fits, so that the outputs come nearer to the original's (no labels; kept only where the
+            deciding half says that it is better). A few passes more than without it; see `distill` for longer work.
         seed: of everything random (shuffling of the loader, the combination of outputs that weights the fits).
 
     Returns:
@@ -141,14 +148,17 @@ def prune(
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = halves(model, data, call, output, seed)
     before, was = look(copy_of(model), fit, criteria or Criteria(), decide)
-    if budget is not None:
+    wanted = None if budget is None else math.floor(budget * was.size.parameters)
+    if wanted is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        wanted = math.floor(budget * was.size.parameters)
         pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
     elif widths is not None:
-        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
+        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, Widths(widths), seed)
     else:
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
+    _require_reached(pruned, fit, widths, wanted, records)
+    if match and len(plan):
+        plan, records = _matched(pruned, model, plan, records, fit, Check(model, decide, tolerance))
     after, became = look(pruned, fit, criteria or Criteria(), decide)
     return Result(pruned, tuple(records), plan, before, after, (was, became))
 
@@ -164,6 +174,7 @@ def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, 
         raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
 
 
+_SHOWN = 8  # reasons that a message lists
 _NOTHING = Criteria(linearization=None, condensation=None, span=None)
 _LINEAR = Criteria(condensation=None, span=None)
 _Run = tuple[nn.Module, Plan, list[Record]]
@@ -199,7 +210,7 @@ def _within(
     for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
         for evenly in (False, True):
             try:
-                runs.append(_run(model, fit, decide, criteria, tolerance, shared(parameters, evenly=evenly), seed))
+                runs.append(_run(model, fit, decide, criteria, tolerance, ParameterShare(parameters, evenly), seed))
             except InputError as error:  # one way may lead there where another does not
                 refusals.append(error)
     if not runs:
@@ -209,6 +220,56 @@ def _within(
     if reached:
         return min(reached, key=lambda run: check.effect(run[0]).change)
     return min(runs, key=lambda run: parameter_count(run[0]))
+
+
+def _require_reached(
+    pruned: nn.Module,
+    fit: Sequence[Tape],
+    widths: Mapping[str, int] | None,
+    parameters: int | None,
+    records: Sequence[Record],
+) -> None:
+    """Refuse a result that is larger than what was asked for, with the reasons that hold it back."""
+    if widths is None and parameters is None:
+        return
+    graph = observe(pruned, fit)
+    larger = []
+    for name, width in (widths or {}).items():
+        now = [layer for layer in graph.layers if layer.name == name or name in layer.producers]
+        larger += [f"{name} has {layer.width} neurons, not {width}" for layer in now if layer.width > width]
+    count = parameter_count(pruned)
+    if parameters is not None and count > parameters:
+        larger.append(f"{count:,} parameters are left, not {parameters:,}")
+    if larger:
+        held = dict.fromkeys(f"{record.layer}: {record.reason}" for record in records if not record.done)
+        held.update(dict.fromkeys(f"{name}: {reason}" for name, reason in graph.refused.items()))
+        raise InputError(
+            f"The size cannot be reached: {'; '.join(larger)}. What holds it back: "
+            f"{'; '.join(list(held)[:_SHOWN]) or 'nothing that was seen'}. Ask for a larger size, or mend that."
+        )
+
+
+def _matched(
+    pruned: nn.Module, model: nn.Module, plan: Plan, records: list[Record], fit: Sequence[Tape], check: Check
+) -> tuple[Plan, list[Record]]:
+    """Move the remaining weights such that the outputs come nearer to the original's; the plan and records with it."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        step = match_outputs(pruned, model, fit, check)
+    if step is None:
+        return plan, records
+    was_allowed = not check.refusal(check.effect(pruned))
+    attachment = attach(pruned)
+    applied = step.apply(pruned, attachment)
+    effect = check.effect(pruned)
+    if was_allowed and check.refusal(effect):  # nearer in the outputs and yet further in what else counts
+        applied.undo()
+        return plan, records
+    size = parameter_count(pruned)
+    record = Record.of(
+        step, change=effect.change, agreement=effect.agreement, metric=effect.metric, parameters=(size, size)
+    )
+    settle(attachment, applied, (), record)
+    return Plan((*plan.steps, step)), [*records, record]
 
 
 def measure(
@@ -291,61 +352,3 @@ def look(
     graph = observe(model, tapes)
     measurement = measure_layers(model, graph, tapes, criteria)
     return measurement, snapshot(model, graph, tapes, decide, threshold=criteria.condensation)
-
-
-def halves(
-    model: nn.Module,
-    data: Any,
-    call: Callable[[Any], Any] | None,
-    output: Callable[[Any], Any] | None,
-    seed: int,
-) -> tuple[list[Tape], list[Tape]]:
-    """Record calibration tapes and deal them out in two halves, one that fits and one that decides."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if not any(is_layer(one) for one in model.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no nn.Linear and no convolution, so there is no hidden layer that could be "
-            "measured or merged."
-        )
-    empty = [name for name, one in model.named_parameters() if one.is_meta]
-    if empty:
-        raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
-        batches = batches_of(data)
-    with lazy_refused(model):
-        fit, decide = deal(record(model, batches, call=call, output=output))
-    if not decide:
-        raise InputError(
-            "data holds a single calibration sample; one half of the data fits and the other half decides, "
-            "so at least two are needed (some hundreds are sensible)."
-        )
-    return fit, decide
-
-
-def batches_of(data: Any) -> list[Any]:
-    """Batches of together about `MAX_SAMPLES` samples, of a tensor at least two."""
-    if isinstance(data, Tensor):
-        batches: list[Any] = (
-            list(data[:MAX_SAMPLES].split(max(1, min(BATCH, -(-len(data) // 2))))) if data.dim() else []
-        )
-    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
-        batches, samples = [], 0
-        for batch in data:
-            if _samples(batch) == 0:
-                continue
-            batches.append(batch)
-            samples += _samples(batch)
-            if samples >= MAX_SAMPLES:
-                break
-    else:
-        raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
-    if not any(map(_samples, batches)):
-        raise InputError("data is empty: there is no calibration sample to measure anything on.")
-    return batches
-
-
-def _samples(batch: Any) -> int:
-    first = next(iter(tensors_of(batch)), None)
-    return 1 if first is None or first.dim() == 0 else len(first)

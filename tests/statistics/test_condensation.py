@@ -190,3 +190,12 @@ def test_refusals():
         amplitudes(torch.ones(3, 2), torch.ones(2, 4))
     with pytest.raises(InputError, match="`groups`"):
         representatives([[5]], torch.ones(3))
+
+
+def test_of_several_layers_the_smallest_similarity_counts_and_that_of_all_together():
+    gate = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [4.0, 0.0]])
+    value = torch.tensor([[0.0, 2.0], [0.0, 4.0], [0.0, 2.0], [0.0, 2.0]])
+    assert cosine_groups([gate, gate], 0.9) == cosine_groups(gate, 0.9) == [[0, 1, 3], [2]]
+    assert cosine_groups([gate, value], 0.94) == [[0, 1], [2], [3]]  # together 2 of [1, 2] and 3 of [4, 2] lie apart
+    with pytest.raises(InputError, match="they must be the same"):
+        cosine_groups([gate, value[:2]], 0.9)

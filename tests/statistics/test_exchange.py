@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_embed.errors import InputError
 from lightning_embed.statistics import exchange, span_order
 from lightning_embed.statistics import exchange as exchanged
-from tests.statistics.test_span import layer, missing
+from tests.statistics.test_span import layer, missing, two_reads
 
 
 def settled(features, weight, kept):
@@ -99,3 +99,22 @@ def test_refusals():
         exchange(features, weight[:, :5], [0])
     with pytest.raises(InputError, match="NaN"):
         exchange(features * float("nan"), weight, [0])
+
+
+def test_of_several_reads_one_swap_serves_all_and_never_harms():
+    features, weights = two_reads()
+    worst = [5, 6, 7]
+
+    def error(kept):
+        return sum(missing(values, weight, list(kept)) ** 2 for values, weight in zip(features, weights, strict=True))
+
+    better = exchange(features, weights, worst)
+    assert len(better) == 3
+    assert error(better) <= error(worst) * (1 + 1e-6)
+    best = min(itertools.combinations(range(10), 3), key=error)
+    assert error(better) <= 1.2 * error(best)
+
+
+def test_nothing_that_varies_can_be_swapped():
+    assert exchange(torch.zeros(50, 4), torch.randn(3, 4), [0]) == (0,)
+    assert exchange([torch.zeros(50, 4)] * 2, [torch.randn(3, 4)] * 2, [2]) == (2,)

@@ -1,6 +1,7 @@
 """Span: a slow greedy as reference, closed forms, lstsq."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_refit_is_the_ridge_formula():
     block = covariance[np.ix_(kept, kept)]
     penalty = ridge * np.trace(block) / 2 * np.eye(2)
     inverse = np.linalg.inv(block + penalty)
-    expected = covariance[:, kept] @ (inverse + inverse @ penalty @ inverse)
+    left = penalty @ inverse  # of which two iterations bring back the first two powers
+    expected = covariance[:, kept] @ inverse @ (np.eye(2) + left + left @ left)
     dropped = [j for j in range(12) if j not in kept]
     assert mix[dropped].numpy() == pytest.approx(expected[dropped], rel=1e-10)
 
@@ -215,3 +217,65 @@ def test_refusals():
     for ridge in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="`ridge`"):
             refit(features, [0], ridge)
+
+
+def two_reads(samples=300, width=10):
+    """Features that two readers read differently, and their weights."""
+    generator = torch.Generator().manual_seed(3)
+    pre = torch.randn(samples, width, dtype=torch.float64, generator=generator)
+    pre[:, 5:] = pre[:, :5] * torch.linspace(0.5, 1.5, 5)  # copies of five neurons
+    weights = [torch.randn(rows, width, dtype=torch.float64, generator=generator) for rows in (3, 4)]
+    return [pre, pre.clamp_min(0.0)], weights
+
+
+def test_of_several_reads_one_choice_carries_all():
+    features, weights = two_reads()
+    order = span_order(features, weights, 1e-6)
+    assert len(order.kept) == 5
+    assert sorted(neuron % 5 for neuron in order.kept) == [0, 1, 2, 3, 4]
+    for values, weight in zip(features, weights, strict=True):
+        assert missing(values, weight, list(order.kept)) < 1e-6
+    # the fraction is the root mean square of what is missing of each
+    half = span_order(features, weights, 0.0, most=3)
+    each = [missing(values, weight, list(half.kept)) for values, weight in zip(features, weights, strict=True)]
+    assert float(half.residual[-1]) == pytest.approx(math.sqrt(sum(one**2 for one in each) / 2), rel=1e-6)
+
+
+def test_one_read_given_as_a_list_is_the_same():
+    features, weight = layer()
+    single, listed = span_order(features, weight, 0.1), span_order([features], [weight], 0.1)
+    assert single.kept == listed.kept
+    assert torch.equal(single.residual, listed.residual)
+
+
+def test_a_read_in_which_nothing_varies_does_not_count():
+    features, weights = two_reads()
+    still = [features[0], torch.ones_like(features[1])]
+    assert span_order(still, weights, 0.01).kept == span_order(features[0], weights[0], 0.01).kept
+
+
+def test_reads_that_do_not_fit_each_other_are_refused():
+    features, weights = two_reads()
+    with pytest.raises(InputError, match="every read needs one of each"):
+        span_order(features, weights[:1], 0.1)
+    with pytest.raises(InputError, match="they must be the same"):
+        span_order([features[0], features[1][:, :4]], [weights[0], weights[1][:, :4]], 0.1)
+
+
+def test_refit_towards_a_target_is_least_squares_and_nothing_new_where_nothing_has_changed():
+    features, _ = layer()
+    kept = [1, 2, 7]
+    mix, shift = refit(features, kept)
+    same_mix, same_shift = refit(features, kept, target=features)
+    assert torch.equal(mix, same_mix)
+    assert torch.equal(shift, same_shift)
+    target = features + 0.3 * features.roll(1, dims=1) + 2.0
+    mix, shift = refit(features, kept, ridge=1e-12, target=target)
+    basis = torch.cat([features[:, kept], torch.ones(len(features), 1, dtype=features.dtype)], dim=1)
+    expected = torch.linalg.lstsq(basis, target).solution
+    dropped = [neuron for neuron in range(features.shape[1]) if neuron not in kept]
+    torch.testing.assert_close(mix[dropped], expected[:-1].T[dropped], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(mix[kept], expected[:-1].T[kept], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(shift, expected[-1], rtol=1e-6, atol=1e-8)
+    with pytest.raises(InputError, match="`target` has shape"):
+        refit(features, kept, target=target[:5])

@@ -70,7 +70,7 @@ class GlobalMean(nn.Module):
         return self.fc(F.gelu(self.conv(x)).mean((2, 3)))
 
 
-@case("a", "", images, b="joined by", stem="joined by")
+@case("a stem", "", images, stem__layer="joined by", a__layer="convolution")
 class ResidualBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def three_dimensions() -> nn.Module:
     return nn.Sequential(nn.Conv3d(CHANNELS, WIDTH, 3), nn.MaxPool3d(2), nn.ELU(), nn.Conv3d(WIDTH, OUT, 2))
 
 
-@case("", "", images, **{"0": "grouped convolution", "2": "grouped convolution"})
+@case("0", "", images)
 def depthwise() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), convolution(channels=WIDTH, groups=WIDTH), nn.Conv2d(WIDTH, OUT, 1))
 
@@ -116,7 +116,7 @@ def normed_over_channels() -> nn.Module:
     return nn.Sequential(convolution(), nn.GroupNorm(1, WIDTH), nn.Conv2d(WIDTH, OUT, 3))
 
 
-@case("", "", images, **{"0": "changes size"})
+@case("0 2", "", images)
 def transposed() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), nn.ConvTranspose2d(WIDTH, OUT, 3), nn.Conv2d(OUT, 1, 1))
 
@@ -138,7 +138,7 @@ def single_image() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), nn.Conv2d(WIDTH, OUT, 3))
 
 
-@case("", "", images, conv="joined by")
+@case("conv", "", images, conv__layer="joined by")
 class Concatenated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -44,56 +44,133 @@ def dependence(ask: Ask, entries: int, columns: Sequence[int], generator: torch.
     Returns:
         The links of each reader; None where entries mix.
     """
-    answers: list[tuple[Tensor, list[Tensor]]] = []
-
-    def question(pool: Tensor) -> list[Tensor]:
-        answer = ask(pool)
-        answers.append((pool, answer))
-        return answer
-
-    everything = [torch.zeros(count, dtype=torch.bool) for count in columns]
+    inquiry = _Inquiry(ask, entries, columns, generator)
     for _ in range(_SPLITS):
         half = torch.rand(entries, generator=generator) < 0.5
-        for hit, one, other in zip(everything, question(half), question(~half), strict=True):
-            hit |= one | other
-    if _mixes(question, entries, everything, generator):
+        inquiry.question(half)
+        inquiry.question(~half)
+    if inquiry.mixes():
         return None
     for digit in range(min(_DIGITS, (entries - 1).bit_length())):  # small maps are told apart for certain
-        for hit, answer in zip(everything, question((torch.arange(entries) >> digit) & 1 == 1), strict=True):
-            hit |= answer
-    guessed = [_guess(entries, hit, answers, reader) for reader, hit in enumerate(everything)]
-    if all(links is not None for links in guessed) and not _claims_too_much(guessed, everything, entries):
-        return [links for links in guessed if links is not None]
-    return _search(question, entries, everything, answers, generator)
+        inquiry.question(inquiry.numbers >> digit & 1 == 1)
+    return inquiry.guess() or inquiry.search()
 
 
-def _mixes(question: Ask, entries: int, everything: Sequence[Tensor], generator: torch.Generator) -> bool:
-    """Whether single entries change nearly all columns, of some reader that has several."""
-    if entries < 2:
+class _Inquiry:
+    """Questions that were asked about some entries, and what follows from the answers.
+
+    Attributes:
+        numbers: of the entries.
+        answers: pools, and what each reader answered.
+        hits: for each reader, the columns that ever answered.
+    """
+
+    def __init__(self, ask: Ask, entries: int, columns: Sequence[int], generator: torch.Generator) -> None:
+        self._ask, self.entries, self._generator = ask, entries, generator
+        self.numbers = torch.arange(entries)
+        self.answers: list[tuple[Tensor, list[Tensor]]] = []
+        self.hits = [torch.zeros(count, dtype=torch.bool) for count in columns]
+
+    def question(self, pool: Tensor) -> list[Tensor]:
+        """Ask, and remember the answer."""
+        answer = self._ask(pool)
+        self.answers.append((pool, answer))
+        for hit, answered in zip(self.hits, answer, strict=True):
+            hit.logical_or_(answered)
+        return answer
+
+    def mixes(self) -> bool:
+        """Whether single entries change nearly all columns, of some reader that has several."""
+        if self.entries < 2:
+            return False
+        alone = torch.randperm(self.entries, generator=self._generator)[:_ALONE]
+        answers = [self.question(self.numbers == entry) for entry in alone]
+        for reader, hit in enumerate(self.hits):
+            shares = [int(answer[reader].sum()) / max(1, int(hit.sum())) for answer in answers]
+            answering = [share for share in shares if share > 0]
+            if int(hit.sum()) > 8 and answering and min(answering) > 0.9:
+                return True
         return False
-    alone = torch.randperm(entries, generator=generator)[:_ALONE]
-    answers = [question(torch.arange(entries) == entry) for entry in alone]
-    for reader, hit in enumerate(everything):
-        shares = [int(answer[reader].sum()) / max(1, int(hit.sum())) for answer in answers]
-        answering = [share for share in shares if share > 0]
-        if int(hit.sum()) > 8 and answering and min(answering) > 0.9:
-            return True
-    return False
 
+    # ---- regular maps ----
 
-def _guess(entries: int, hit: Tensor, answers: Sequence[tuple[Tensor, list[Tensor]]], reader: int) -> Links | None:
-    """A regular map that all answers agree with, such that every entry has a column that may answer."""
-    answering = torch.nonzero(hit).flatten()
-    if not len(answering):
-        return Links(answering, answering)
-    for columns, of_columns, of_entries in _regular_maps(entries, len(hit), answering):
-        outside = torch.ones(len(hit), dtype=torch.bool)
-        outside[columns] = False
-        if bool((hit & outside).any()) or int(hit[columns].sum()) <= len(columns) // 2:
-            continue  # it claims too little or too much
-        if all(_agrees(columns, of_columns, of_entries, pool, answer[reader], hit) for pool, answer in answers):
-            return _links(columns, of_columns, of_entries)
-    return None
+    def guess(self) -> list[Links] | None:
+        """Regular maps that all answers agree with, one for each reader; None where there is none for some."""
+        guessed = []
+        for reader in range(len(self.hits)):
+            links = self._guess(reader)
+            if links is None:
+                return None
+            guessed.append(links)
+        return None if self._claim_too_much(guessed) else guessed
+
+    def _guess(self, reader: int) -> Links | None:
+        hit = self.hits[reader]
+        answering = torch.nonzero(hit).flatten()
+        if not len(answering):
+            return Links(answering, answering)
+        for columns, of_columns, of_entries in _regular_maps(self.entries, len(hit), answering):
+            outside = torch.ones(len(hit), dtype=torch.bool)
+            outside[columns] = False
+            if bool((hit & outside).any()) or int(hit[columns].sum()) <= len(columns) // 2:
+                continue  # it claims too little or too much
+            if all(
+                _agrees(columns, of_columns, of_entries, pool, answer[reader], hit) for pool, answer in self.answers
+            ):
+                return _links(columns, of_columns, of_entries)
+        return None
+
+    def _claim_too_much(self, guessed: Sequence[Links]) -> bool:
+        """Whether an entry is said to reach a reader in which nothing answers to it, though it answers in another."""
+        claims = []
+        for links, hit in zip(guessed, self.hits, strict=True):
+            claimed = torch.zeros(self.entries, dtype=torch.bool)
+            answering = torch.zeros(self.entries, dtype=torch.bool)
+            claimed[links.entries] = True
+            answering[links.entries[hit[links.columns]]] = True
+            claims.append((claimed, answering))
+        anywhere = torch.stack([answering for _, answering in claims]).any(dim=0)
+        return any(bool((claimed & ~answering & anywhere).any()) for claimed, answering in claims)
+
+    # ---- irregular ones ----
+
+    def search(self) -> list[Links] | None:
+        """Narrow down, column by column, which entries it can depend on.
+
+        A column that does not answer depends on no entry of the pool. Pools by binary digits leave one entry where a
+        column depends on one; random pools, smaller the more are possible, go on from there; what stays in doubt is
+        asked for alone.
+        """
+        for digit in range(max(1, (self.entries - 1).bit_length())):
+            for value in (0, 1):
+                self.question(self.numbers >> digit & 1 == value)
+        quiet, possible = 0, self._possible()
+        while quiet < 4 and len(self.answers) < _QUESTIONS:
+            before = [int(can.sum()) for can in possible]
+            most = max(int(can.sum(dim=1).max()) for can in possible)
+            if most <= 1:
+                break
+            self.question(torch.rand(self.entries, generator=self._generator) < 1 / max(3, most))
+            possible = self._possible()
+            quiet = quiet + 1 if [int(can.sum()) for can in possible] == before else 0
+        doubtful = torch.stack([can[can.sum(dim=1) > 1].any(dim=0) for can in possible]).any(dim=0)
+        if int(doubtful.sum()) > _SINGLES:
+            return None
+        for entry in torch.nonzero(doubtful).flatten().tolist():
+            for can, answered in zip(possible, self.question(self.numbers == entry), strict=True):
+                can[:, entry] = answered
+        if self.entries > 1 and any(bool((can.sum(dim=1) == self.entries).any()) for can in possible):
+            return None
+        silent = ~torch.stack([can.any(dim=0) for can in possible]).any(dim=0)
+        return [_completed(can, silent) for can in possible]
+
+    def _possible(self) -> list[Tensor]:
+        """For each reader, bool (columns, entries): what no answer has ruled out."""
+        possible = [hit[:, None].repeat(1, self.entries) for hit in self.hits]
+        for pool, answer in self.answers:
+            for can, answered in zip(possible, answer, strict=True):
+                can[~answered] &= ~pool
+        return possible
 
 
 def _links(columns: Tensor, of_columns: Tensor, of_entries: Tensor) -> Links:
@@ -106,22 +183,7 @@ def _links(columns: Tensor, of_columns: Tensor, of_entries: Tensor) -> Links:
     return Links(order[first[of_columns].repeat_interleave(repeated) + within], columns.repeat_interleave(repeated))
 
 
-def _claims_too_much(guessed: Sequence[Links | None], everything: Sequence[Tensor], entries: int) -> bool:
-    """Whether an entry is said to reach a reader in which nothing answers to it, though it answers in another."""
-    answers = []
-    for links, hit in zip(guessed, everything, strict=True):
-        assert links is not None
-        claimed, answering = torch.zeros(entries, dtype=torch.bool), torch.zeros(entries, dtype=torch.bool)
-        claimed[links.entries] = True
-        answering[links.entries[hit[links.columns]]] = True
-        answers.append((claimed, answering))
-    anywhere = torch.stack([answering for _, answering in answers]).any(dim=0)
-    return any(bool((claimed & ~answering & anywhere).any()) for claimed, answering in answers)
-
-
-def _agrees(
-    columns: Tensor, of_columns: Tensor, of_entries: Tensor, pool: Tensor, answer: Tensor, hit: Tensor
-) -> bool:
+def _agrees(columns: Tensor, of_columns: Tensor, of_entries: Tensor, pool: Tensor, answer: Tensor, hit: Tensor) -> bool:
     """Whether exactly those columns answer that have an entry in the pool; columns that never answer are excused."""
     moved = torch.zeros(int(max(of_columns.max(), of_entries.max())) + 1, dtype=torch.bool)
     moved[of_entries[pool]] = True
@@ -134,9 +196,9 @@ def _regular_maps(entries: int, count: int, answering: Tensor) -> Iterator[tuple
     """Maps worth a test, as (columns, the class of each, the class of each entry), the simplest first.
 
     Among the columns that answer and, as some of a reader's may be silent, the range that they span and all columns.
-    An entry for each block of neighbouring columns, or in turn; where there are fewer columns than entries, a column for
-    each block of entries, or in turn, as the parts of a gate; at last whole heads: blocks of entries, of each of up to
-    four parts, for blocks of columns.
+    An entry for each block of neighbouring columns, or in turn; where there are fewer columns than entries, a column
+    for each block of entries, or in turn, as the parts of a gate; at last whole heads: blocks of entries, of each of
+    up to four parts, for blocks of columns.
     """
     low, high = int(answering.min()), int(answering.max()) + 1
     ranges = [answering, torch.arange(low, high), torch.arange(count)]
@@ -160,55 +222,6 @@ def _regular_maps(entries: int, count: int, answering: Tensor) -> Iterator[tuple
             for heads in range(min(of_part, number) // 2, 1, -1):
                 if entries % parts == 0 and of_part % heads == 0 and number % heads == 0:
                     yield columns, turn // (number // heads), (every % of_part) // (of_part // heads)
-
-
-def _search(
-    question: Ask,
-    entries: int,
-    everything: Sequence[Tensor],
-    answers: Sequence[tuple[Tensor, list[Tensor]]],
-    generator: torch.Generator,
-) -> list[Links] | None:
-    """Narrow down, column by column, which entries it can depend on; entries that never answer are filled in."""
-    possible = [torch.ones(len(hit), entries, dtype=torch.bool) for hit in everything]
-    done = 0
-
-    def narrow() -> None:
-        nonlocal done
-        for pool, answer in answers[done:]:
-            for can, hit, answered in zip(possible, everything, answer, strict=True):
-                hit |= answered
-                can[~answered] &= ~pool
-        done = len(answers)
-
-    numbers = torch.arange(entries)
-    for digit in range(max(1, (entries - 1).bit_length())):
-        for value in (0, 1):
-            question((numbers >> digit) & 1 == value)
-    narrow()
-    quiet = 0
-    while quiet < 4 and len(answers) < _QUESTIONS:
-        before = sum(int(can[hit].sum()) for can, hit in zip(possible, everything, strict=True))
-        most = max((int(can[hit].sum(1).max()) for can, hit in zip(possible, everything, strict=True) if hit.any()))
-        if most <= 1:
-            break
-        question(torch.rand(entries, generator=generator) < 1 / max(3, most))
-        narrow()
-        after = sum(int(can[hit].sum()) for can, hit in zip(possible, everything, strict=True))
-        quiet = quiet + 1 if after == before else 0
-    doubtful = torch.zeros(entries, dtype=torch.bool)
-    for can, hit in zip(possible, everything, strict=True):
-        can[~hit] = False
-        doubtful |= can[can.sum(1) > 1].any(dim=0)
-    if int(doubtful.sum()) > _SINGLES:
-        return None
-    for entry in torch.nonzero(doubtful).flatten().tolist():
-        for can, answered in zip(possible, question(numbers == entry), strict=True):
-            can[:, entry] = answered
-    if any(bool((can.sum(1) == entries).any()) for can in possible if entries > 1):
-        return None
-    silent = ~torch.stack([can.any(dim=0) for can in possible]).any(dim=0)
-    return [_completed(can, silent) for can in possible]
 
 
 def _completed(can: Tensor, silent: Tensor) -> Links:

@@ -1,0 +1,147 @@
+"""Match the outputs: a few steps on all remaining weights towards what the network computed before, with no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_embed.graph import is_layer, is_sharded, output_weight
+from lightning_embed.surgery.change.reconstruction import Reconstruction
+from lightning_embed.surgery.decide.check import Check
+from lightning_embed.tape import Tape, replay
+from lightning_embed.tape.tape import modules_by_name
+
+ITERATIONS = 40  # of L-BFGS at most
+ROUND = 10  # iterations between two looks at the deciding data
+
+
+def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check) -> Reconstruction | None:
+    r"""The correction of all layers with which a merged network's outputs are nearest to the original's.
+
+    Minimises $\sum_k \lVert f'_k - f_k \rVert^2 / \lVert f_k - \bar f_k \rVert^2$ over the fitting tapes by full-batch
+    L-BFGS, where $f_k$ are the outputs of the original, in eval mode. Every ten iterations the deciding data are looked
+    at; the weights that change the outputs least there are taken.
+
+    Args:
+        model: the merged model; it is left as it is.
+        original: the model before the merges.
+        fit: tapes on which the outputs are matched.
+        check: tells the change on the deciding data.
+
+    Returns:
+        A step that corrects weights and biases of Linears and convolutions, with the change before it as evidence; None
+        where nothing is better than what is there, or there is nothing to train.
+    """
+    layers = _trainable(model)
+    if not layers:
+        return None
+    tensors = {
+        (name, tensor): value
+        for name, layer in layers.items()
+        for tensor in ("weight", "bias")
+        if (value := getattr(layer, tensor, None)) is not None
+    }
+    targets = [[output for output in replay(original, tape) if output.is_floating_point()] for tape in fit]
+    scales = _scales(targets)
+    with _trained_in_place(list(tensors.values())):
+        values = _descend(model, fit, targets, scales, list(tensors.values()), check)
+    if values is None:
+        return None
+    moved = {
+        key: (new.double() - old.detach().double()).cpu()
+        for (key, old), new in zip(tensors.items(), values, strict=True)
+    }
+    no_bias = {name: torch.zeros(len(output_weight(layer)), dtype=torch.float64) for name, layer in layers.items()}
+    return Reconstruction(
+        tuple(layers),
+        tuple(moved[name, "weight"] for name in layers),
+        tuple(moved.get((name, "bias"), no_bias[name]) for name in layers),
+        {"change before": check.change(model)},
+    )
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers whose weights may move: plain, in single or double precision, held once, and not frozen."""
+    held: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        held[id(parameter)] = held.get(id(parameter), 0) + 1
+    frozen = any(parameter.requires_grad for parameter in model.parameters())  # else all are: a model put to rest
+    return {
+        name: module  # type: ignore[misc]  # a layer of any kind
+        for name, module in modules_by_name(model).items()
+        if is_layer(module)
+        and not is_sharded(module)
+        and type(module._parameters.get("weight")) is nn.Parameter
+        and module.weight.dtype in (torch.float32, torch.float64)
+        and held[id(module.weight)] == 1
+        and (module.weight.requires_grad or not frozen)
+    }
+
+
+def _scales(targets: Sequence[Sequence[Tensor]]) -> list[float]:
+    """The spread of every output over all tapes, squared; infinite where it is constant, which leaves it out."""
+    count = min(map(len, targets))
+    squares = []
+    for number in range(count):
+        rows = torch.cat([outputs[number].double().reshape(len(outputs[number]), -1) for outputs in targets])
+        spread = float((rows - rows.mean(dim=0)).square().sum())
+        squares.append(spread or math.inf)
+    return squares
+
+
+def _descend(
+    model: nn.Module,
+    fit: Sequence[Tape],
+    targets: Sequence[Sequence[Tensor]],
+    scales: Sequence[float],
+    tensors: list[Tensor],
+    check: Check,
+) -> list[Tensor] | None:
+    """Values of the tensors with which the deciding outputs change least; None if those that they have now."""
+    optimizer = torch.optim.LBFGS(tensors, max_iter=ROUND, history_size=ROUND, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for tape, wanted in zip(fit, targets, strict=True):
+            outputs = [output for output in replay(model, tape, grad=True) if output.is_floating_point()]
+            parts = [
+                (now - was).double().square().sum() / scale
+                for now, was, scale in zip(outputs, wanted, scales, strict=False)
+                if now.requires_grad
+            ]
+            if parts:
+                error = torch.stack(parts).sum()
+                error.backward()
+                total += float(error.detach())
+        return total
+
+    least, best = check.change(model), None
+    for _ in range(ITERATIONS // ROUND):
+        optimizer.step(loss)
+        change = check.change(model)
+        if not change < least:
+            break
+        least, best = change, [tensor.detach().clone() for tensor in tensors]
+    return best
+
+
+@contextmanager
+def _trained_in_place(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors be trained, and put values, gradients and flags back when the block ends."""
+    saved = [(tensor, tensor.detach().clone(), tensor.grad, tensor.requires_grad) for tensor in tensors]
+    try:
+        for tensor, _, _, _ in saved:
+            tensor.requires_grad_(True)
+            tensor.grad = None
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value, grad, required in saved:
+                tensor.requires_grad_(required)
+                tensor.copy_(value)
+                tensor.grad = grad

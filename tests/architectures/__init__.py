@@ -1,0 +1,1 @@
+"""Architectures that people use, as their packages build them or as their papers print them."""

@@ -1,0 +1,117 @@
+"""How an architecture is entered: what builds it, what it is called on, and which of its layers are its outputs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SETTLING = 3  # batches from which batch norms take their statistics
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of a known kind, with random weights.
+
+    Attributes:
+        title: what people call it.
+        make: builds it.
+        batch: number of samples -> what it is called on: a tensor, a tuple of arguments or a dictionary of them.
+        outputs: layers whose values are the network's outputs; pruners that do not see it have to be told.
+        output: the tensor (or tensors) of what a call returns.
+        package: the package that builds it, if it is no dependency.
+        samples: for calibration.
+    """
+
+    title: str
+    make: Callable[[], nn.Module]
+    batch: Callable[[int], Any]
+    outputs: tuple[str, ...]
+    output: Callable[[Any], Any]
+    package: str
+    samples: int
+
+    @property
+    def available(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """With random weights; statistics of batch norms are those of random data."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = self.make()
+            self._settle(net)
+        return net.eval()
+
+    def batches(self, samples: int, *, size: int = 64, seed: int = 1) -> list[Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return [self.batch(min(size, samples - begin)) for begin in range(0, samples, size)]
+
+    def run(self, net: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, dict):
+            return net(**batch)
+        return net(*batch) if isinstance(batch, tuple) else net(batch)
+
+    def outcome(self, net: nn.Module, batches: list[Any]) -> Tensor:
+        """All outputs as rows of numbers, from a fixed seed where the network draws."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            made = [self.output(self.run(net, batch)) for batch in batches]
+        rows = [torch.cat([part.flatten(1) for part in (one if isinstance(one, tuple) else (one,))], 1) for one in made]
+        return torch.cat(rows)
+
+    def _settle(self, net: nn.Module) -> None:
+        norms = [one for one in net.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        momenta = [one.momentum for one in norms]
+        for norm in norms:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+            norm.momentum = None  # the mean of all batches
+        with torch.no_grad():
+            for _ in range(SETTLING):
+                self.run(net.train(), self.batch(256))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def architecture(
+    title: str,
+    batch: Callable[[int], Any],
+    outputs: str,
+    *,
+    output: Callable[[Any], Any] = lambda made: made,
+    package: str = "torch",
+    samples: int = 1024,
+) -> Callable[[Any], Any]:
+    """Enter a class or a function that builds a network; `outputs` are separated by spaces."""
+
+    def enter(make: Any) -> Any:
+        ARCHITECTURES[title] = Architecture(title, make, batch, tuple(outputs.split()), output, package, samples)
+        return make
+
+    return enter
+
+
+def images(size: int, channels: int = 3) -> Callable[[int], Tensor]:
+    """Coarse random patterns and fine noise."""
+
+    def batch(samples: int) -> Tensor:
+        coarse = torch.randn(samples, channels, size // 8, size // 8)
+        smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+        return smooth + 0.3 * torch.randn(samples, channels, size, size)
+
+    return batch
+
+
+def numbers(*shape: int) -> Callable[[int], Tensor]:
+    return lambda samples: torch.randn(samples, *shape)

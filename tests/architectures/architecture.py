@@ -47,10 +47,12 @@ class Architecture:
             self._settle(net)
         return net.eval()
 
-    def batches(self, samples: int, *, size: int = 64, seed: int = 1) -> list[Any]:
+    def batches(self, samples: int, *, like: nn.Module, size: int = 64, seed: int = 1) -> list[Any]:
+        """Random ones of at most `size` samples, of the precision of a network's parameters."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return [self.batch(min(size, samples - begin)) for begin in range(0, samples, size)]
+            made = [self.batch(min(size, samples - begin)) for begin in range(0, samples, size)]
+        return [_to(batch, next(like.parameters()).dtype) for batch in made]
 
     def run(self, net: nn.Module, batch: Any) -> Any:
         if isinstance(batch, dict):
@@ -82,6 +84,14 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def _to(batch: Any, dtype: torch.dtype) -> Any:
+    if isinstance(batch, dict):
+        return {name: _to(one, dtype) for name, one in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(_to(one, dtype) for one in batch)
+    return batch.to(dtype) if batch.is_floating_point() else batch
 
 
 def architecture(

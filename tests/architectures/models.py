@@ -1,6 +1,8 @@
-"""Architectures that have no light package, as their papers or well-known implementations print them: vectors, images."""
+"""Architectures without a light package, as their papers or well-known implementations print them: vectors, images."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +134,7 @@ class PointNet(nn.Module):
 
 
 def _chain(*sizes: int, last: bool = False) -> nn.Sequential:
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     layers: list[nn.Module] = []
     for i, (wide, out) in enumerate(pairs):
         layers.append(nn.Linear(wide, out))

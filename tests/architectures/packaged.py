@@ -57,7 +57,16 @@ def llama() -> nn.Module:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=64, n_layer=3, n_head=4, use_cache=False)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=32,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return _spread(GPT2LMHeadModel(config))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,20 @@ they are tied to: both halves of a gate, all that adds to a residual stage, a de
 *May merge, parameters* is the share of all parameters that lie in such rows, in the columns that read them, or in
 tensors with one entry for each. *Removed* is the share that is gone once every group of tied neurons is cut to half.
 
-Beside it stands Torch-Pruning 1.6.1 (`MetaPruner`, ratio 0.5, every layer but the outputs), called as its README does
-and with no adjustments by hand. It also cuts residual streams and through normalisations, which changes what the network
-computes in a way that no refit of the next layer can take back; what is refused here is refused for that reason.
+Beside it stands Torch-Pruning 1.6.1 (`MetaPruner`, ratio 0.5, every layer but the outputs), with nothing told or mended
+by hand (numbers of heads, reshapes). It also cuts residual streams and through normalisations over neurons, which
+changes what the network computes in a way that no refit of the next layer takes back; here those are refused for that
+reason.
 
 """
 
 COPIES = """## What the cut changes
 
-Every group cut to half its neurons, at once, on samples that the fit has not seen: ‖f′ − f‖ / ‖f − mean f‖ of the outputs.
-*Random weights*: no neuron repeats another, and nothing was trained, so this is what half of a random network can
-represent: a bound from above for what trained networks lose (see [benchmarks](benchmarks.md)). *Planted copies*: in
-float64 every second neuron of every group is first made a copy of the one before it, in all tensors that hold it;
-then half of the neurons suffice and the outputs must stay. This is the proof that the groups were found right.
+Every group is cut to half its neurons, all at once; the change is ‖f′ − f‖ / ‖f − mean f‖ of the outputs on samples
+that the fit has not seen. *Random weights*: nothing was trained and no neuron repeats another, so much is lost; what
+trained networks lose is in the [benchmarks](benchmarks.md). *Planted copies*: in float64 every second neuron of every
+group is first made a copy of the one before it, in all tensors that hold it; then half of the neurons suffice and the
+outputs must stay. This is the proof that the groups were found right.
 
 """
 
@@ -43,6 +45,11 @@ REASONS = """## Why the others may not
 Layers of all networks above by reason, from the list in [troubleshooting](troubleshooting.md).
 
 """
+
+
+def read(figures: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+    return found
 
 
 def page(figures: dict[str, dict[str, Any]]) -> str:
@@ -59,7 +66,7 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
 def _reach(title: str, row: dict[str, Any]) -> dict[str, str]:
     return {
         "network": title,
-        "parameters": f"{row['parameters']:,}" if "parameters" in row else row["observed failed"],
+        "parameters": f"{row['parameters']:,}" if "parameters" in row else row.get("observed failed") or "",
         "layers": str(row.get("layers", "")),
         "may merge": str(row.get("merging", "")),
         "may merge, parameters": _share(row.get("share")),

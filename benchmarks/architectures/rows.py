@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import resource
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 import lightning_embed as le
@@ -43,21 +45,26 @@ def observed(title: str) -> dict[str, Any]:
     }
 
 
-def halved(title: str, *, planted: bool = False) -> dict[str, Any]:
-    """Every site cut to half of its units: what it removes, and how much it changes outputs on other samples.
-
-    With `planted`, every second unit is made a copy of the one before first, in float64.
-    """
+def halved(title: str) -> dict[str, Any]:
+    """Every site cut to half of its units: what it removes, and how much it changes outputs on other samples."""
     kind = ARCHITECTURES[title]
-    net = kind.build().double() if planted else kind.build()
-    graph = observe(net, record(net, kind.batches(64, like=net), call=lambda batch: kind.run(net, batch)))
-    if planted:
-        plant_copies(net, graph)
-    took, result = _seconds(lambda: cut_to_half(kind, net, graph))
-    change = change_of(kind, net, result.model)
-    if planted:
-        return {"planted": change}
-    return {"removed": 1 - parameters(result.model) / parameters(net), "change": change, "cutting": took}
+    net = kind.build()
+    took, result = _seconds(lambda: cut_to_half(kind, net, graph_of(kind, net)))
+    removed = 1 - parameters(result.model) / parameters(net)
+    return {"removed": removed, "change": change_of(kind, net, result.model), "cutting": took}
+
+
+def planted(title: str) -> dict[str, Any]:
+    """The same where every second unit was made a copy of the one before it, in float64."""
+    kind = ARCHITECTURES[title]
+    net = kind.build().double()
+    graph = graph_of(kind, net)
+    plant_copies(net, graph)
+    return {"planted": change_of(kind, net, cut_to_half(kind, net, graph).model)}
+
+
+def graph_of(kind: Architecture, net: nn.Module) -> Graph:
+    return observe(net, record(net, kind.batches(64, like=net), call=lambda batch: kind.run(net, batch)))
 
 
 def cut_to_half(kind: Architecture, net: nn.Module, graph: Graph) -> le.Result:
@@ -117,3 +124,16 @@ def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     result = run()
     return time.process_time() - start, result
+
+
+STEPS = {"observed": observed, "halved": halved, "planted": planted, "peer": peer}
+
+
+def step(answer: Any, name: str, title: str, limit: int) -> None:
+    """Send what a step measures, or why it does not; the process ends after so many CPU seconds."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    torch.set_num_threads(1)
+    try:
+        answer.send(STEPS[name](title))
+    except Exception as error:  # noqa: BLE001  # a row tells it
+        answer.send({f"{name} failed": f"{type(error).__name__}: {error}"})

@@ -197,7 +197,7 @@ def condensation_vectors(model: nn.Module, layer: HiddenLayer) -> Tensor | None:
     norm = submodule(model, owners.pop()) if len(owners) == 1 else None
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         return None
-    if layer.region.functions[0] != "batch_norm":
+    if layer.functions[0] != "batch_norm":
         return augmented_weights(weight, bias)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()

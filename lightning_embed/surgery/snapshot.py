@@ -181,7 +181,7 @@ def _shape(name: str, module: nn.Module, hidden: dict[str, HiddenLayer], graph: 
         width=width,
         hidden=layer is not None,
         consumers=() if layer is None else layer.consumers,
-        between=() if layer is None else layer.region.functions,
+        between=() if layer is None else layer.functions,
         reason=str(graph.refused.get(name, "")),
         merge_neurons=("" if layer is None else layer.merge_neurons) or "",
         merge_layer=("" if layer is None else layer.merge_layer) or "",

@@ -92,7 +92,7 @@ def is_quantized(module: nn.Module) -> bool:
 def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
     for tensor in ("weight", "bias"):
         parameter = module._parameters.get(tensor)
-        absent = tensor == "bias" and "bias" in module._parameters and parameter is None
+        absent = tensor == "bias" and parameter is None and getattr(module, "bias", None) is None
         if parameter is not None and nn.parameter.is_lazy(parameter):
             return Reason("lazy")
         if is_sharded(module):

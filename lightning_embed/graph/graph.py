@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,11 +19,11 @@ from lightning_embed.graph.layout import Layout, is_layer, is_sharded, pads_zero
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Region, same
-from lightning_embed.graph.sites import Reach, Site, find_sites, reach_of, site_events
+from lightning_embed.graph.sites import Reach, find_sites, reach_of, site_events
 from lightning_embed.graph.trial import narrowed
+from lightning_embed.graph.verification import Site
 from lightning_embed.tape.tape import Tape, eager, modules_by_name, preserved, replay, set_modes, tensors_by_name
 from lightning_embed.tape.tree import canonical_name
-
 
 SAMPLES = 8  # of a tape on which a model is observed
 
@@ -32,8 +32,8 @@ SAMPLES = 8  # of a tape on which a model is observed
 class HiddenLayer:
     """A class of units (neurons) that hang together: rows of layers and the columns of those that read them.
 
-    Mostly the units are the neurons of one Linear, or the channels of one convolution. The two factors of a gate, or all
-    layers that add to a residual stage, are producers of one hidden layer. Names only, no modules.
+    Mostly the units are the neurons of one Linear, or the channels of one convolution. The two factors of a gate, or
+    all layers that add to a residual stage, are producers of one hidden layer. Names only, no modules.
 
     Attributes:
         name: canonical qualified name of its first producer, with the rows behind it where it has only some of them.
@@ -173,11 +173,12 @@ class Graph:
 def observe(model: nn.Module, tapes: Sequence[Tape], known: dict[Any, Any] | None = None) -> Graph:
     """See, in eval and in train mode, which layers are hidden and what may be done to them.
 
-    One tape of every distinct structure is replayed, with few samples, while functions, modules and tensors are watched.
-    Rows of layers are the units of a hidden layer if the weights are plain parameters used by nothing else, every path
-    from the layers' outputs ends in other such layers, in every call and in both modes, and what lies between keeps
-    units apart: changing some of them changes only their columns in the readers, and it can be cut to fewer of them.
-    Samples and positions may mix, as pooling and attention do; then neurons may be merged, but no layer be removed.
+    One tape of every distinct structure is replayed, with few samples, while functions, modules and tensors are
+    watched. Rows of layers are the units of a hidden layer if the weights are plain parameters used by nothing else,
+    every path from the layers' outputs ends in other such layers, in every call and in both modes, and what lies
+    between keeps units apart: changing some of them changes only their columns in the readers, and it can be cut to
+    fewer of them. Samples and positions may mix, as pooling and attention do; then neurons may be merged, but no layer
+    be removed.
 
     Args:
         model: the recorded module, or a copy.

@@ -375,8 +375,8 @@ class Observer(TorchFunctionMode):
                 self._open.append(len(self.seen.frames))
                 self.seen.frames.append(Frame(parent, id(module), name, given, simple))
                 if id(module) in self._whole and simple:
-                    inputs[id(module)] = args[0].detach().clone()
                     self._quiet += 1
+                    inputs[id(module)] = args[0].detach().clone()
 
         def after(module: nn.Module, args: Any, _kwargs: Any, result: Any) -> None:
             read = inputs.pop(id(module), None)

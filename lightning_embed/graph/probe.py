@@ -129,8 +129,8 @@ class Probe:
         for part in self.parts:
             observed = {start.call: start.pre for start in part.region.starts}
             bases = [(observed, _MILD), (observed, _WILD)]
-            for scale in (_MILD, _WILD) if len(observed) > 1 else (_WILD,):
-                bases.append(({call: self._moved(pre, scale) for call, pre in observed.items()}, scale))
+            scales = (_MILD, _WILD) if len(observed) > 1 else (_WILD,)
+            bases += [({call: self._moved(pre, scale) for call, pre in observed.items()}, scale) for scale in scales]
             every.append(
                 [
                     Context(pres, self.run(part, pres), {call: self._moved(pres[call], scale) for call in part.moving})

@@ -221,64 +221,75 @@ def slice_region(
         readers: numbers of the calls whose inputs are the ends.
         instead: values to be replaced by others, as when a module is taken to be an identity.
     """
-    instead = instead or {}
-    made = {call.made: number for number, call in enumerate(seen.calls)}
-    needed, reached, starts = set[int](), set[int](), set[int]()
-    waiting = [_real(seen.calls[reader].read, instead) for reader in readers]
-    while waiting:
-        number = waiting.pop()
-        value = seen.values[number]
-        if number in reached or value.name is not None:
-            continue
-        reached.add(number)
-        if number in made:
-            starts.add(made[number])
-        elif value.producer is not None:
-            needed.add(value.producer)
-            event = seen.events[value.producer]
-            waiting.extend(_real(one, instead) for one in (*event.inputs, *(old for _, old in event.writes)))
+    return _Slicer(seen, instead or {}).region(readers)
 
-    slots: dict[int, int] = {}
 
-    def slot(number: int) -> int:
-        return slots.setdefault(number, len(slots))
+class _Slicer:
+    """Goes back from values to the outputs of layers, and writes down the calls on the way."""
 
-    def leaf(one: Any) -> Any:
-        if not isinstance(one, Slot):
-            return one
-        number = _real(one.number, instead)
-        value = seen.values[number]
+    def __init__(self, seen: Observation, instead: Mapping[int, int]) -> None:
+        self.seen, self.instead = seen, instead
+        self.made = {call.made: number for number, call in enumerate(seen.calls)}
+        self.needed, self.reached, self.starts = set[int](), set[int](), set[int]()
+        self.slots: dict[int, int] = {}
+
+    def region(self, readers: Sequence[int]) -> tuple[Region, frozenset[int]]:
+        seen = self.seen
+        self._go_back([_real(seen.calls[reader].read, self.instead) for reader in readers])
+        starts = tuple(
+            Start(seen.calls[call].layer, call, self._slot(seen.calls[call].made), seen.calls[call].pre)
+            for call in sorted(self.starts)
+        )
+        instructions = tuple(self._instruction(number) for number in sorted(self.needed))
+        posts = tuple(self._post(reader) for reader in readers)
+        inputs = any(INPUT in seen.values[number].origins and number in seen.constants for number in self.reached)
+        overwritten = [seen.values[old].name for number in self.needed for _, old in seen.events[number].writes]
+        written = frozenset(name for name in overwritten if name is not None)
+        return Region(instructions, starts, posts, inputs, written), frozenset(self.needed)
+
+    def _go_back(self, waiting: list[int]) -> None:
+        while waiting:
+            number = waiting.pop()
+            value = self.seen.values[number]
+            if number in self.reached or value.name is not None:
+                continue
+            self.reached.add(number)
+            if number in self.made:
+                self.starts.add(self.made[number])
+            elif value.producer is not None:
+                self.needed.add(value.producer)
+                event = self.seen.events[value.producer]
+                before = (*event.inputs, *(old for _, old in event.writes))
+                waiting.extend(_real(earlier, self.instead) for earlier in before)
+
+    def _slot(self, number: int) -> int:
+        return self.slots.setdefault(number, len(self.slots))
+
+    def _leaf(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Slot):
+            return leaf
+        number = _real(leaf.number, self.instead)
+        value = self.seen.values[number]
         if value.name is not None:
             return Named(value.name)
-        if number in made or value.producer in needed:
-            return Slot(slot(number))
-        return seen.constants[number].clone()
+        if number in self.made or value.producer in self.needed:
+            return Slot(self._slot(number))
+        return self.seen.constants[number].clone()
 
-    begins = [Start(seen.calls[at].layer, at, slot(seen.calls[at].made), seen.calls[at].pre) for at in sorted(starts)]
-    instructions = []
-    for number in sorted(needed):
-        event = seen.events[number]
-        args, kwargs = map_leaves(leaf, (event.args, event.kwargs))
-        results = tuple(slot(one) for one in event.results)
-        writes = tuple((slot(new), slots[old]) for new, old in event.writes if old in slots)
-        shape = tuple(seen.values[_real(event.inputs[0], instead)].tensor.shape) if event.inputs else ()
-        function = portable(event.function)
-        instructions.append(Instruction(function, args, kwargs, results, writes, event.autocast, shape))
-    posts = []
-    for reader in readers:
-        call = seen.calls[reader]
-        read = leaf(Slot(_real(call.read, instead)))
-        if isinstance(read, Tensor):
-            raise ValueError(f"{call.layer!r} reads nothing that a layer computed")
-        posts.append(Post(call.layer, reader, read.number if isinstance(read, Slot) else read, call.given))
-    inputs = any(INPUT in seen.values[number].origins and number in seen.constants for number in reached)
-    written = frozenset(
-        name
-        for number in needed
-        for _, old in seen.events[number].writes
-        if (name := seen.values[old].name) is not None
-    )
-    return Region(tuple(instructions), tuple(begins), tuple(posts), inputs, written), frozenset(needed)
+    def _instruction(self, number: int) -> Instruction:
+        event = self.seen.events[number]
+        args, kwargs = map_leaves(self._leaf, (event.args, event.kwargs))
+        results = tuple(self._slot(result) for result in event.results)
+        writes = tuple((self._slot(new), self.slots[old]) for new, old in event.writes if old in self.slots)
+        first = self.seen.values[_real(event.inputs[0], self.instead)] if event.inputs else None
+        shape = () if first is None else tuple(first.tensor.shape)
+        return Instruction(portable(event.function), args, kwargs, results, writes, event.autocast, shape)
+
+    def _post(self, reader: int) -> Post:
+        call = self.seen.calls[reader]
+        read = self._leaf(Slot(call.read))
+        assert isinstance(read, (Slot, Named)), f"{call.layer} reads nothing that a layer computed"
+        return Post(call.layer, reader, read.number if isinstance(read, Slot) else read, call.given)
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,22 +31,13 @@ def narrowed(
         kept: numbers of the units that stay.
     """
     modules = modules_by_name(model)
-    saved: list[tuple[nn.Module, dict[str, nn.Parameter | None], dict[str, Tensor | None], dict[str, int]]] = []
     owners = dict.fromkeys([*producers, *reads, *(name.rpartition(".")[0] for name, _ in per_neuron)])
-    for name in owners:
-        module = modules[name]
-        sizes = {attribute: getattr(module, attribute) for attribute in counts(module) if hasattr(module, attribute)}
-        saved.append((module, dict(module._parameters), dict(module._buffers), sizes))
+    saved = [_saved(modules[name]) for name in owners]
     try:
         with torch.no_grad():
             for names, dim in ((reads, 1), (producers, 0)):  # columns before rows
                 for name, layout in names.items():
-                    module = modules[name]
-                    layer = Layout(dim, layout.index)
-                    _hold(module, "weight", stored_weight(module, layer.select(output_weight(module), kept)))
-                    bias = getattr(module, "bias", None)
-                    if dim == 0 and bias is not None:
-                        _hold(module, "bias", layer.select(bias, kept))
+                    _narrow(modules[name], Layout(dim, layout.index), kept)
             for qualified, layout in per_neuron:
                 owner, _, tensor = qualified.rpartition(".")
                 _hold(modules[owner], tensor, layout.select(getattr(modules[owner], tensor), kept))
@@ -56,11 +47,30 @@ def narrowed(
                         setattr(modules[name], attribute, size)
         yield
     finally:
-        for module, parameters, buffers, sizes in saved:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-            for attribute, size in sizes.items():
-                setattr(module, attribute, size)
+        for put_back in saved:
+            put_back()
+
+
+def _saved(module: nn.Module) -> Callable[[], None]:
+    """What puts a module's tensors and sizes back as they are now."""
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    sizes = {attribute: getattr(module, attribute) for attribute in counts(module) if hasattr(module, attribute)}
+
+    def put_back() -> None:
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
+        for attribute, size in sizes.items():
+            setattr(module, attribute, size)
+
+    return put_back
+
+
+def _narrow(layer: nn.Module, layout: Layout, kept: Tensor) -> None:
+    """Leave some rows (dimension 0) or columns (1) of a layer."""
+    _hold(layer, "weight", stored_weight(layer, layout.select(output_weight(layer), kept)))
+    bias = getattr(layer, "bias", None)
+    if layout.dim == 0 and bias is not None:
+        _hold(layer, "bias", layout.select(bias, kept))
 
 
 def _hold(module: nn.Module, name: str, value: Tensor) -> None:

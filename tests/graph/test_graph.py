@@ -143,6 +143,8 @@ def test_selecting_columns_commutes_with_the_region(name: str, rows: int) -> Non
     for layer in graph.layers:
         if layer.region is None or layer.merge_neurons is not None or layer.rows_mix:
             continue
+        if str(layer.merge_layer).startswith("rows differ"):  # no other number of rows will do
+            continue
         layout, shape = layer.producers[layer.name], layer.region.starts[0].pre.shape
         pre = 4 * torch.randn(rows, *(shape[1:] if layout.positions else shape[-1:]), generator=generator)
         kept = torch.randperm(layer.width, generator=generator)[: layer.width // 2].sort().values
@@ -231,7 +233,10 @@ def test_calls_of_several_tapes_must_agree() -> None:
     model = Modes()
     tapes = record(model, [True, False], call=lambda flag: model(torch.randn(4, IN), flag))
     assert observe(model, tapes[:1])["fc1"].consumers == ("fc2",)
-    assert observe(model, tapes).refused["fc1"] == Reason("calls disagree")
+    both = observe(model, tapes)["fc1"]
+    assert both.consumers == ("fc2", "fc3")
+    assert both.merge_neurons is None
+    assert both.merge_layer == "calls disagree"
 
 
 def test_consumers_that_read_different_values() -> None:
@@ -318,9 +323,9 @@ def test_ten_layers_are_observed_quickly() -> None:
     tapes = record(model, [torch.randn(64, 50)])
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(observe(model, tapes).layers) == 10
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     torch.set_num_threads(threads)
     assert min(times) < 0.5
 

@@ -60,6 +60,7 @@ def planted(title: str) -> dict[str, Any]:
     net = kind.build().double()
     graph = graph_of(kind, net)
     plant_copies(net, graph)
+    kind.settle(net)
     return {"planted": change_of(kind, net, cut_to_half(kind, net, graph).model)}
 
 

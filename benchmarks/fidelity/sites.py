@@ -16,7 +16,7 @@ from lightning_embed.surgery.decide.original import Original
 from lightning_embed.surgery.nominate.criterion import LayerView
 from lightning_embed.surgery.nominate.features import collect_features
 from lightning_embed.surgery.persist.checkpoint import attach
-from lightning_embed.tape import Tape, record
+from lightning_embed.tape import record
 
 TRAINED, RATE, BATCH = 12_000, 1e-3, 128
 EPOCHS = {"sets": 12, "attention v→o": 12}
@@ -26,13 +26,15 @@ SEEDS = {"residual": 2, "depthwise + SE": 2}
 
 
 def run(data: Mnist, seed: int) -> list[dict]:
-    tested = Mnist(data.images, data.labels, data.test_images[:TESTED], data.test_labels[:TESTED])
+    tested = data.first(len(data.images), TESTED)
     names = [name for name in NETWORKS if seed < SEEDS.get(name, seed + 1)]
     return [row for name in names for row in _rows(tested, name, seed)]
 
 
 def show(found: list[dict]) -> None:
-    print(f"Agreement with the uncut network on {TESTED} test images, and the change of the outputs there; no retraining.")
+    print(
+        f"Agreement with the uncut network on {TESTED} test images, and the change of the outputs there; no retraining."
+    )
     print(tabulate(sorted(found, key=lambda row: list(NETWORKS).index(row["net"])), headers="keys", floatfmt=".4f"))
     print("\nMeans over seeds, %:")
     print(tabulate(_means(found), headers="keys", floatfmt=".1f"))
@@ -56,7 +58,9 @@ def _rows(data: Mnist, name: str, seed: int) -> list[dict]:
         }
         row = {"net": name, "seed": seed, "share": f"1/{share}", "sites": len(_sites(graph))}
         row |= {"parameters": f"{parameters(net)} → {parameters(ours)}", "accuracy before": data.accuracy(net)}
-        row |= {method: None if student is None else data.agreement(net, student) for method, student in students.items()}
+        row |= {
+            method: None if student is None else data.agreement(net, student) for method, student in students.items()
+        }
         rows.append(row | {"ours, change": _change(data, net, ours), "ours, accuracy": data.accuracy(ours)})
     return rows
 
@@ -100,8 +104,7 @@ def _largest(net: nn.Module, layer: HiddenLayer, width: int) -> list[int]:
         for name, where in layer.producers.items()
     )
     read = sum(
-        input_rows(output_weight(net.get_submodule(name)), where).square().sum(0)
-        for name, where in layer.reads.items()
+        input_rows(output_weight(net.get_submodule(name)), where).square().sum(0) for name, where in layer.reads.items()
     )
     return (made * read).topk(width).indices.sort().values.tolist()
 

@@ -44,8 +44,11 @@ class Architecture:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = self.make()
-            self._settle(net)
-        return net.eval()
+            for norm in _batch_norms(net):
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.3)
+        self.settle(net)
+        return net
 
     def batches(self, samples: int, *, like: nn.Module, size: int = 64, seed: int = 1) -> list[Any]:
         """Random ones of at most `size` samples, of the precision of a network's parameters."""
@@ -67,20 +70,23 @@ class Architecture:
         rows = [torch.cat([part.flatten(1) for part in (one if isinstance(one, tuple) else (one,))], 1) for one in made]
         return torch.cat(rows)
 
-    def _settle(self, net: nn.Module) -> None:
-        norms = [one for one in net.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            return
-        momenta = [one.momentum for one in norms]
+    def settle(self, net: nn.Module) -> None:
+        """Give batch norms the statistics of what they read now, averaged over some batches."""
+        norms = _batch_norms(net)
+        momenta = [norm.momentum for norm in norms]
         for norm in norms:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.3)
+            norm.reset_running_stats()
             norm.momentum = None  # the mean of all batches
-        with torch.no_grad():
-            for _ in range(SETTLING):
-                self.run(net.train(), self.batch(256))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for batch in self.batches(SETTLING * 256, like=net, size=256, seed=6) if norms else []:
+                self.run(net.train(), batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        net.eval()
+
+
+def _batch_norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 ARCHITECTURES: dict[str, Architecture] = {}

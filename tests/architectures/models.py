@@ -83,7 +83,12 @@ def unet_transposed() -> nn.Module:
     return UNet(transposed=True)
 
 
-@architecture("DeepSets", numbers(20, 8), "rho.4")
+def _sets(samples: int) -> Tensor:
+    """Sets that differ in their means, so that pools differ."""
+    return torch.randn(samples, 1, 8) + torch.randn(samples, 20, 8)
+
+
+@architecture("DeepSets", _sets, "rho.4")
 class DeepSets(nn.Module):
     def __init__(self) -> None:
         super().__init__()

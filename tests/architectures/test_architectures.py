@@ -42,6 +42,7 @@ def test_half_of_the_units_suffice_where_the_others_are_copies(kind):
     if not sites(graph):
         pytest.skip("nothing may merge")
     plant_copies(net, graph)
+    kind.settle(net)
     was = copy.deepcopy(net.state_dict())
     batches = kind.batches(FEW, like=net, seed=3)
     result = le.prune(net, batches, widths=halves(graph), call=lambda batch: kind.run(net, batch), output=kind.output)

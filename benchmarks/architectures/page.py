@@ -36,7 +36,8 @@ Every group is cut to half its neurons, all at once; the change is ‖f′ − f
 that the fit has not seen. *Random weights*: nothing was trained and no neuron repeats another, so much is lost; what
 trained networks lose is in the [benchmarks](benchmarks.md). *Planted copies*: in float64 every second neuron of every
 group is first made a copy of the one before it, in all tensors that hold it; then half of the neurons suffice and the
-outputs must stay. This is the proof that the groups were found right.
+outputs must stay, but for neurons that were constant on the calibration data, are dropped and move on others. This is
+the proof that the groups were found right.
 
 """
 

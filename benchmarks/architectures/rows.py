@@ -21,7 +21,7 @@ from tests.architectures import ARCHITECTURES
 from tests.architectures.architecture import Architecture
 from tests.architectures.planting import halves, layers_of, merging_layers, merging_share, plant_copies, sites
 
-UNSEEN = 512  # samples on which the change is measured
+UNSEEN = 256  # samples on which the change is measured
 
 
 def observed(title: str) -> dict[str, Any]:

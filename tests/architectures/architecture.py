@@ -107,7 +107,7 @@ def architecture(
     *,
     output: Callable[[Any], Any] = lambda made: made,
     package: str = "torch",
-    samples: int = 1024,
+    samples: int = 512,
 ) -> Callable[[Any], Any]:
     """Enter a class or a function that builds a network; `outputs` are separated by spaces."""
 

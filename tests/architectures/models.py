@@ -47,7 +47,7 @@ class _Twice(nn.Sequential):
         )
 
 
-@architecture("U-Net, interpolation", images(32), "head", samples=256)
+@architecture("U-Net, interpolation", images(32), "head", samples=128)
 class UNet(nn.Module):
     """Three levels, two convolutions with batch norm each."""
 
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-@architecture("U-Net, ConvTranspose", images(32), "head", samples=256)
+@architecture("U-Net, ConvTranspose", images(32), "head", samples=128)
 def unet_transposed() -> nn.Module:
     return UNet(transposed=True)
 

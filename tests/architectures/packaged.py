@@ -152,7 +152,7 @@ def resnet50() -> nn.Module:
     return _quarter(Bottleneck, [3, 4, 6, 3])
 
 
-@architecture("MobileNetV3-small", images(32), "classifier.3", package="torchvision")
+@architecture("MobileNetV3-small", images(32), "classifier.3", package="torchvision", samples=1024)
 def mobilenet() -> nn.Module:
     from torchvision.models.mobilenetv3 import MobileNetV3, _mobilenet_v3_conf
 
@@ -160,7 +160,7 @@ def mobilenet() -> nn.Module:
     return MobileNetV3(setting, last // 4, num_classes=10)
 
 
-@architecture("EfficientNet-B0", images(32), "classifier.1", package="torchvision")
+@architecture("EfficientNet-B0", images(32), "classifier.1", package="torchvision", samples=1024)
 def efficientnet() -> nn.Module:
     from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
 

@@ -25,7 +25,7 @@ from lightning_embed.graph.verification import Site
 from lightning_embed.tape.tape import Tape, eager, modules_by_name, preserved, replay, set_modes, tensors_by_name
 from lightning_embed.tape.tree import canonical_name
 
-SAMPLES = 8  # of a tape on which a model is observed
+SAMPLES = (8, 7, 9, 11, 13, 5)  # of a tape on which a model is observed, the first that fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,15 +222,25 @@ def observe(model: nn.Module, tapes: Sequence[Tape], known: dict[Any, Any] | Non
 
 
 def _shortened(model: nn.Module, tape: Tape) -> Tape:
-    """The tape with few samples, on which all questions are asked; as it is, if the model does not take so few."""
-    if tape.samples <= 2 * SAMPLES:
-        return tape
-    few = tape.first(SAMPLES)
-    try:
-        replay(model, few)
-    except ReplayError:
-        return tape
-    return few
+    """The tape with few samples, on which all questions are asked; as it is, if the model does not take so few.
+
+    As many as no tensor of the model has entries: a size that the program writes down is then either the one or the
+    other.
+    """
+    sizes = {size for tensor in tensors_by_name(model).values() for size in _shape_of(tensor)}
+    for samples in SAMPLES:
+        if samples < tape.samples and samples not in sizes:
+            few = tape.first(samples)
+            try:
+                replay(model, few)
+            except ReplayError:
+                return tape
+            return few
+    return tape
+
+
+def _shape_of(tensor: Tensor) -> tuple[int, ...]:
+    return () if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _watch(model: nn.Module, tape: Tape, *, training: bool) -> Observation:

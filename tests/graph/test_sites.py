@@ -78,7 +78,7 @@ def test_names_are_distinct_and_tell_the_first_producer(name: str) -> None:
         assert all(one.index is None or len(one.index) == layer.width for one in layouts)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::5])
 @pytest.mark.parametrize("training", [True, False])
 def test_observing_leaves_no_trace(name: str, training: bool) -> None:
     model, tapes, graph = seen(name)
@@ -95,14 +95,14 @@ def test_observing_leaves_no_trace(name: str, training: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", WITH_SITES[::3])
+@pytest.mark.parametrize("name", WITH_SITES[::6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_the_same_units_in_other_types(name: str, dtype: torch.dtype) -> None:
     model = build(name, dtype)
     assert all_units(observe(model, tapes_of(name, model, dtype=dtype))) == truths(name)
 
 
-@pytest.mark.parametrize("name", WITH_SITES[1::3])
+@pytest.mark.parametrize("name", WITH_SITES[1::6])
 def test_the_same_units_in_any_order_of_modules(name: str) -> None:
     model = build(name)
     for module in model.modules():

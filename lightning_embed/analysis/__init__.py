@@ -3,7 +3,7 @@
 Everything runs in float64 on fixed data (inputs, targets), given whole; `loss` takes outputs and targets.
 """
 
-from lightning_embed.analysis.critical import CriticalPoint, find_critical_point
+from lightning_embed.analysis.critical import CriticalPoint, find_critical_point, find_critical_points
 from lightning_embed.analysis.figures import landscape_figure
 from lightning_embed.analysis.hessian import Hessian, hessian
 from lightning_embed.analysis.landscape import Landscape, LandscapePoint, landscape_diagram
@@ -24,6 +24,7 @@ __all__ = [
     "escape",
     "extreme_eigenvalues",
     "find_critical_point",
+    "find_critical_points",
     "hessian",
     "hessian_operator",
     "inertia",

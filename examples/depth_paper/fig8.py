@@ -5,8 +5,8 @@
 Ten hidden tanh layers of width 50. The printed setting (variance 0.05, SGD at 0.001, 100 epochs) has no linearized
 layer; ours is a standard deviation of 0.05 and Adam at 0.001. Quick: 1200 images, batches of 100, 1000 steps. The
 layers whose MPC is above 0.99 are merged at the end of the training, without a check, as in the paper; `le.prune` would
-check each. How many there are depends on the seed and on when one looks: one run is an illustration, and the table of the
-documentation gives five.
+check each. How many there are depends on the seed and on when one looks: one run is an illustration, and the table of
+the documentation gives five.
 """
 
 from copy import deepcopy

@@ -68,6 +68,7 @@ def _refitted(net: nn.Module, calibration: torch.Tensor, share: int) -> nn.Modul
         features = collect_features(cut, [layer], tapes)[name]
         kept = cut.get_submodule(name).weight.flatten(1).norm(dim=1).topk(width).indices.sort()[0].tolist()
         mix, shift = refit(features.post, kept, intercept=layer.intercept)
-        step = NeuronMerge(name, layer.consumers, layer.per_neuron, tuple(kept), mix, shift, "size")
+        per_neuron = tuple((tensor, layout.dim) for tensor, layout in layer.per_neuron)
+        step = NeuronMerge(name, layer.consumers, per_neuron, tuple(kept), mix, shift, "size")
         le.apply(cut, le.Plan((step,)))
     return cut

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_embed.graph.layout import Layer, is_layer, is_sharded
+from lightning_embed.graph.kinds import Layer
+from lightning_embed.graph.layout import is_layer, is_sharded
 from lightning_embed.graph.observer import Frame, LayerCall, Observation, is_plain
 from lightning_embed.graph.reasons import Reason
 from lightning_embed.graph.regions import Region, slice_region
@@ -104,8 +105,6 @@ def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
             return Reason("weight computed", tensor)
         if not is_plain(module):
             return Reason("forward overridden", type(module).__name__)
-        if not isinstance(module, nn.Linear) and module.groups > 1:
-            return Reason("grouped convolution", f"groups={module.groups}")
         if parameter is not None and len(held[id(parameter)]) > 1:
             return Reason("weight shared", " = ".join(held[id(parameter)]))
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph.flows import Flow, Site, follow, is_quantized, static_refusals
-from lightning_embed.graph.layout import is_layer, is_sharded, pads_zeros
+from lightning_embed.graph.layout import Layout, is_layer, is_sharded, pads_zeros
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Probe, Region, Traits, same
@@ -29,33 +29,49 @@ class HiddenLayer:
 
     Attributes:
         name: canonical qualified name of the Linear or convolution.
-        consumers: names of the Linears and convolutions that it alone feeds.
-        width: number of neurons; those of a convolution are its channels.
+        width: number of neurons (units); those of a convolution are its channels.
+        producers: layers whose outputs hold the units, and where; `name` is the first of them.
+        reads: layers that read the units, and where in their inputs these are.
         region: the program between; run it with `Graph.run_region`.
         region_modules: modules that lie wholly between, in the order of their calls; they become identities when the
             layer is removed.
-        per_neuron: (qualified tensor name, dimension) of parameters and buffers between that are cut with the
-            neurons: batch norm, per-channel activations.
+        per_neuron: (qualified tensor name, layout) of parameters and buffers between that are cut with the neurons:
+            batch norm, per-channel activations.
         uniform: the same function in every column.
         odd: uniform, and f(-z) = -f(z).
         homogeneous: uniform, and f(cz) = c f(z) for c > 0.
-        intercept: whether the consumers' biases can stand for a neuron that is constant; not where they pad zeros.
+        fixed: other layers, or "input", whose values what lies between uses and nobody cuts.
+        rows_mix: whether pooling, attention or scattering lies between, which mixes samples or positions.
+        intercepts: for every reader, whether its bias can stand for a neuron that is constant; not where it pads zeros.
         merge_neurons: why its neurons may not be merged; None when they may.
         merge_layer: why it may not be removed; None when it may.
     """
 
     name: str
-    consumers: tuple[str, ...]
     width: int
+    producers: Mapping[str, Layout]
+    reads: Mapping[str, Layout]
     region: Region = field(repr=False)
     region_modules: tuple[str, ...] = ()
-    per_neuron: tuple[tuple[str, int], ...] = ()
+    per_neuron: tuple[tuple[str, Layout], ...] = ()
+    fixed: tuple[str, ...] = ()
+    rows_mix: bool = False
     uniform: bool = False
     odd: bool = False
     homogeneous: bool = False
-    intercept: bool = True
+    intercepts: Mapping[str, bool] = field(default_factory=dict)
     merge_neurons: str | None = None
     merge_layer: str | None = None
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """The layers that read it."""
+        return tuple(self.reads)
+
+    @property
+    def intercept(self) -> bool:
+        """Whether the biases of all readers can stand for a neuron that is constant."""
+        return all(self.intercepts.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,17 +268,21 @@ def _layer(
         return neurons
     return HiddenLayer(
         name=name,
-        consumers=flow.consumers,
         width=site.call.neurons,
+        producers={name: Layout.blocks(site.call.layout.dim, site.call.neurons)},
+        reads=dict(zip(flow.consumers, site.region.reads, strict=True)),
         region=site.region,
         region_modules=tuple(dict.fromkeys((*flow.modules, *in_training.modules))),
-        per_neuron=traits.per_neuron,
+        per_neuron=tuple((tensor, Layout.blocks(dim, site.call.neurons)) for tensor, dim in traits.per_neuron),
         uniform=traits.uniform,
         odd=traits.odd,
         homogeneous=traits.homogeneous,
-        intercept=not any(
-            pads_zeros(one.module) for seen in evaluated for one in seen.calls if one.layer in flow.consumers
-        ),
+        intercepts={
+            one.layer: not pads_zeros(one.module)
+            for seen in evaluated
+            for one in seen.calls
+            if one.layer in flow.consumers
+        },
         merge_neurons=None if neurons is None else str(neurons),
         merge_layer=None if layer is None else str(layer),
     )

@@ -13,21 +13,30 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_embed.graph.layout import Layer, Layout, input_layout, is_layer, output_layout
+from lightning_embed.graph.kinds import Layer, class_of, kind_of
+from lightning_embed.graph.layout import Layout, input_layout, is_layer, output_layout
 from lightning_embed.tape.functions import METADATA, function_name, raw_name
 from lightning_embed.tape.recorder import in_backward, storage_of, version_of
 from lightning_embed.tape.tape import Autocast, Tape, autocast_now, bind, execute, model_device, tensors_by_name
 from lightning_embed.tape.tree import Leaf, canonical_name, map_tensors, tensors_of
 
 INPUT = -1  # the origin of recorded data; other origins are numbers of calls of layers
-_COMPUTE = (nn.functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)  # what layers do with their weights
+_COMPUTE = (  # what torch's layers do with their weights
+    nn.functional.linear,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+)
 
 
 def is_plain(module: Layer) -> bool:
-    """Whether a layer computes exactly what torch's class does with its weight and bias."""
-    theirs = next(one for one in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, one))
-    methods = ("forward", "_conv_forward") if theirs is not nn.Linear else ("forward",)
-    return all(getattr(type(module), name) is getattr(theirs, name) and name not in vars(module) for name in methods)
+    """Whether a layer computes exactly what the class that is known does with its weight and bias."""
+    known = class_of(module)
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(known, name)]
+    return all(getattr(type(module), name) is getattr(known, name) and name not in vars(module) for name in methods)
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,7 @@ class Observer(TorchFunctionMode):
         self._alive: list[Tensor] = []
         self._open: list[int] = []
         self._layers: dict[int, tuple[str, Layer]] = {}
+        self._whole: set[int] = set()  # layers that are recognised by their whole call
         self._device = model_device(model)
         self._named = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
 
@@ -304,6 +314,13 @@ class Observer(TorchFunctionMode):
             pre = returned[0].detach().clone()
             seen.calls.append(LayerCall(*own, event, inputs[0], results[0], before[0], pre))
 
+    def _note_whole(self, module: nn.Module, given: Tensor, result: Any, read: Tensor) -> None:
+        """Note the call of a layer whose functions are not looked at."""
+        own = self._layers[id(module)]
+        used = [one for one in (given, own[1].weight, getattr(module, "bias", None)) if one is not None]
+        inputs = tuple(self.number(tensor) for tensor in used)
+        self._note(class_of(own[1]).forward, (used, {}), inputs, result, [], own, (read,))
+
     def _result(self, tensor: Tensor, origins: frozenset[int], event: int) -> int:
         key = (id(tensor), version_of(tensor))
         if key in self._ids:
@@ -334,12 +351,18 @@ class Observer(TorchFunctionMode):
                 continue
             hooked.add(id(module))
             if is_layer(module) and is_plain(module):
+                kind = kind_of(module)
+                assert kind is not None
                 self._layers[id(module)] = canonical_name(name), module
+                if not kind.known:
+                    self._whole.add(id(module))
             before, after = self._hooks(canonical_name(name))
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        inputs: dict[int, Tensor] = {}  # what layers that are being called were given
+
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.watching:
                 with self.quiet():
@@ -348,8 +371,16 @@ class Observer(TorchFunctionMode):
                 parent = self._open[-1] if self._open else None
                 self._open.append(len(self.seen.frames))
                 self.seen.frames.append(Frame(parent, id(module), name, given, simple))
+                if id(module) in self._whole and simple:
+                    inputs[id(module)] = args[0].detach().clone()
+                    self._quiet += 1
 
-        def after(_module: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
+        def after(module: nn.Module, args: Any, _kwargs: Any, result: Any) -> None:
+            read = inputs.pop(id(module), None)
+            if read is not None:
+                self._quiet -= 1
+                with self.quiet():
+                    self._note_whole(module, args[0], result, read)
             if self.watching:
                 with self.quiet():
                     frame = self.seen.frames[self._open.pop()]

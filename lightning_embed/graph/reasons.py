@@ -27,7 +27,6 @@ REASONS: dict[str, str] = {
     "correlation",
     "weight shared": "the weight or bias is held by another module too, or used by another function",
     "forward overridden": "the class or instance replaces the forward of torch's layer, so what it computes is unknown",
-    "grouped convolution": "each group reads only some channels, so that channels cannot be merged across groups",
     "convolution": "two convolutions in a row make no convolution of the same kernel; their channels may merge, though",
     "no batch dimension": "the convolution is called on a single sample; give it a leading dimension",
     "consumer shared": "the consuming layer is fed by other data too, in this or another call",

@@ -118,12 +118,12 @@ def _split(model: nn.Module, layer: HiddenLayer, source: Sequence[int], shares: 
         if bias is not None:
             edits.set_tensor(first, "bias", bias)
     edits.sync_counts(first)
-    for qualified, dim in layer.per_neuron:
+    for qualified, layout in layer.per_neuron:
         owner_name, _, tensor = qualified.rpartition(".")
         owner = submodule(model, owner_name)
         old = getattr(owner, tensor)
         index = torch.tensor(source, device=old.device)
-        edits.set_tensor(owner, tensor, old.detach().index_select(dim, index))
+        edits.set_tensor(owner, tensor, old.detach().index_select(layout.dim, index))
         edits.sync_counts(owner)
 
 

@@ -173,7 +173,7 @@ def _neurons(
     return NeuronMerge(
         layer=layer.name,
         consumers=layer.consumers,
-        per_neuron=layer.per_neuron,
+        per_neuron=tuple((tensor, layout.dim) for tensor, layout in layer.per_neuron),
         kept=tuple(kept),
         mix=mix.double(),
         shift=shift.double(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lightning_embed as le
 from lightning_embed.errors import InputError
-from lightning_embed.graph import REASONS, Graph, Reason, is_layer, legend, observe
+from lightning_embed.graph import REASONS, Graph, Layout, Reason, is_layer, legend, observe
 from lightning_embed.graph import graph as graph_module
 from lightning_embed.tape import Recorder, Tape, record, replay
 from lightning_embed.tape.tape import modules_by_name, tensors_by_name
@@ -142,24 +142,31 @@ def test_selecting_columns_commutes_with_the_region(name: str, layer: str, rows:
     generator = torch.Generator().manual_seed(1)
     layout, shape = entry.region.layout, entry.region.shape
     pre = 4 * torch.randn(rows, *(shape[1:] if layout.positions else shape[-1:]), generator=generator)
-    kept = torch.randperm(entry.width, generator=generator)[: entry.width // 2]
-    for tensor, dim in entry.per_neuron:
+    kept = torch.randperm(entry.width, generator=generator)[: entry.width // 2].sort().values
+    for tensor, cut_layout in entry.per_neuron:
         whole = tensors_by_name(cut)[tensor]
-        whole.data = whole.detach().index_select(dim, kept)
+        whole.data = cut_layout.select(whole.detach(), kept)
     for consumer, read in zip(entry.consumers, entry.region.reads, strict=True):
         whole = read.select(graph.run_region(model, layer, pre, consumer), kept)
         torch.testing.assert_close(graph.run_region(cut, layer, layout.select(pre, kept), consumer), whole)
 
 
+def cut_with(name: str) -> set[tuple[str, int]]:
+    """The tensors that are cut with the neurons of layer "0", each along a dimension that holds nothing else."""
+    layer = seen(name)[2]["0"]
+    assert all(layout == Layout.blocks(layout.dim, layer.width) for _, layout in layer.per_neuron)
+    return {(tensor, layout.dim) for tensor, layout in layer.per_neuron}
+
+
 def test_what_is_cut_with_the_neurons() -> None:
     assert seen("sequential")[2]["0"].per_neuron == ()
-    assert set(seen("batch_norm_before")[2]["0"].per_neuron) == {
+    assert cut_with("batch_norm_before") == {
         (f"1.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")
     }
-    assert set(seen("batch_norm_after")[2]["0"].per_neuron) == {("2.running_mean", 0), ("2.running_var", 0)}
+    assert cut_with("batch_norm_after") == {("2.running_mean", 0), ("2.running_var", 0)}
     assert seen("prelu_one")[2]["0"].per_neuron == ()
-    assert seen("prelu_per_neuron")[2]["0"].per_neuron == (("1.weight", 0),)
-    assert set(seen("per_channel_activation")[2]["0"].per_neuron) == {("1.scale", 0), ("1.shift", 1)}
+    assert cut_with("prelu_per_neuron") == {("1.weight", 0)}
+    assert cut_with("per_channel_activation") == {("1.scale", 0), ("1.shift", 1)}
 
 
 def test_modules_that_become_identities() -> None:

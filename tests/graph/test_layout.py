@@ -51,10 +51,10 @@ def test_consumers_are_linear_in_each_neuron(conv):
 
 @pytest.mark.parametrize("block", [1, 3])
 def test_rows_select_and_entries_agree(block):
-    layout = Layout(-1, block)
+    layout = Layout.blocks(-1, 4, block)
     value = torch.randn(2, 5, 4 * block)
-    kept = torch.tensor([3, 0])
-    assert torch.equal(layout.rows(layout.select(value, kept)), layout.rows(value)[:, kept])
+    kept = torch.tensor([0, 3])
+    assert torch.equal(layout.after(kept).rows(layout.select(value, kept)), layout.rows(value)[:, kept])
     assert torch.equal(value[..., layout.entries(kept)], layout.select(value, kept))
     assert not layout.fits(value, 5)
     assert not Layout(-3).fits(torch.zeros(4, 4), 4)

@@ -106,7 +106,7 @@ def three_dimensions() -> nn.Module:
     return nn.Sequential(nn.Conv3d(CHANNELS, WIDTH, 3), nn.MaxPool3d(2), nn.ELU(), nn.Conv3d(WIDTH, OUT, 2))
 
 
-@case("", "", images, **{"0": "grouped convolution", "2": "grouped convolution"})
+@case("0", "", images)
 def depthwise() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), convolution(channels=WIDTH, groups=WIDTH), nn.Conv2d(WIDTH, OUT, 1))
 
@@ -116,7 +116,7 @@ def normed_over_channels() -> nn.Module:
     return nn.Sequential(convolution(), nn.GroupNorm(1, WIDTH), nn.Conv2d(WIDTH, OUT, 3))
 
 
-@case("", "", images, **{"0": "changes size"})
+@case("0 2", "", images)
 def transposed() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), nn.ConvTranspose2d(WIDTH, OUT, 3), nn.Conv2d(OUT, 1, 1))
 

@@ -5,6 +5,7 @@ Everything runs in float64 on fixed data (inputs, targets), given whole; `loss` 
 
 from lightning_embed.analysis.critical import CriticalPoint, find_critical_point, find_critical_points
 from lightning_embed.analysis.figures import landscape_figure
+from lightning_embed.analysis.growing import SplittingCurvature, Widened, escape_by_widening, splitting_curvature
 from lightning_embed.analysis.hessian import Hessian, hessian
 from lightning_embed.analysis.landscape import Landscape, LandscapePoint, landscape_diagram
 from lightning_embed.analysis.matrix_free import extreme_eigenvalues, hessian_operator
@@ -20,8 +21,11 @@ __all__ = [
     "Landscape",
     "LandscapePoint",
     "Risk",
+    "SplittingCurvature",
+    "Widened",
     "degeneracy",
     "escape",
+    "escape_by_widening",
     "extreme_eigenvalues",
     "find_critical_point",
     "find_critical_points",
@@ -33,4 +37,5 @@ __all__ = [
     "landscape_figure",
     "may_be_truly_bad",
     "spectrum",
+    "splitting_curvature",
 ]

@@ -5,6 +5,7 @@ from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_ch
 from lightning_embed.surgery.criteria import Criteria, Tolerance
 from lightning_embed.surgery.distill import distill
 from lightning_embed.surgery.embed import deepen, widen
+from lightning_embed.surgery.embedding import Null, Split, embed
 from lightning_embed.surgery.export import export
 from lightning_embed.surgery.measure import LayerMeasurement, Measurement
 from lightning_embed.surgery.merging import merge
@@ -20,17 +21,20 @@ __all__ = [
     "LayerMerge",
     "Measurement",
     "NeuronMerge",
+    "Null",
     "Plan",
     "Record",
     "Result",
     "Size",
     "Snapshot",
+    "Split",
     "Tolerance",
     "apply",
     "attach",
     "deepen",
     "detach",
     "distill",
+    "embed",
     "export",
     "load_from_checkpoint",
     "measure",

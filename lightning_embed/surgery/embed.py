@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph import Graph, HiddenLayer, from_input_rows, input_rows, is_layer, observe
+from lightning_embed.errors import InputError
+from lightning_embed.graph import HiddenLayer, observe
 from lightning_embed.operators import (
     Segment,
     affine_segments,
     lift_layer,
-    split_neurons,
     tangent_segment,
 )
-from lightning_embed.surgery.checkpoint import attach, detach
+from lightning_embed.surgery.checkpoint import detach
 from lightning_embed.surgery.copying import copy_of
 from lightning_embed.surgery.edit import Edits, submodule
+from lightning_embed.surgery.enlarging import hidden_layer, require_free, require_kept, split_layer, tapes_of
 from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.prune import halves
-from lightning_embed.tape import Tape, replay
-from lightning_embed.tape.tape import model_device
 
 M = TypeVar("M", bound=nn.Module)
-KEPT = 0.05  # as a share of their variation, how far outputs may change: 16-bit types round by a few hundredths
 
 
 @torch.inference_mode(mode=False)
@@ -70,25 +66,20 @@ def widen(
     (8, True)
     """
     wide = copy_of(model)
-    tapes = _tapes(model, data, call, seed)
+    tapes = tapes_of(model, data, call, seed)
     graph = observe(wide, tapes)
-    layers = [_hidden(graph, name) for name in widths]
+    layers = [hidden_layer(graph, name) for name in widths]
     for layer in layers:
-        if layer.merge_neurons:
-            raise InputError(f"The neurons of {layer.name!r} may not be split: {layer.merge_neurons}.")
+        require_free(layer)
         if widths[layer.name] < layer.width:
             raise InputError(
                 f"{layer.name!r} has {layer.width} neurons, more than the {widths[layer.name]} asked for; "
                 "use prune(widths=…) to narrow it."
             )
-    attachment = attach(wide)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        source, shares = _random_copies(layer.width, widths[layer.name], generator)
-        for name in (layer.name, *layer.consumers, *{name.rpartition(".")[0] for name, _ in layer.per_neuron}):
-            attachment.remember(wide, name)
-        _split(wide, layer, source, shares)
-    _require_kept(model, wide, tapes, "widened")
+        split_layer(wide, layer, *_random_copies(layer.width, widths[layer.name], generator))
+    require_kept(model, wide, tapes, "widened")
     return wide
 
 
@@ -100,31 +91,6 @@ def _random_copies(old: int, new: int, generator: torch.Generator) -> tuple[list
     source = torch.cat(rounds)[:new]
     raw = torch.rand(new, dtype=torch.float64, generator=generator) + 0.5
     return source.tolist(), raw / raw.new_zeros(old).index_add(0, source, raw)[source]
-
-
-def _split(model: nn.Module, layer: HiddenLayer, source: Sequence[int], shares: Tensor) -> None:
-    edits = Edits()
-    first = submodule(model, layer.name)
-    assert is_layer(first)
-    w_in, b_in = first.weight, first.bias
-    for name in layer.consumers:
-        consumer = submodule(model, name)
-        assert is_layer(consumer)
-        rows = input_rows(consumer.weight, layer.width)
-        weight, bias, columns = split_neurons(w_in.flatten(1), b_in, rows, source, shares)
-        edits.set_tensor(consumer, "weight", from_input_rows(columns, consumer.weight))
-        edits.sync_counts(consumer)
-        edits.set_tensor(first, "weight", weight.reshape(-1, *w_in.shape[1:]))
-        if bias is not None:
-            edits.set_tensor(first, "bias", bias)
-    edits.sync_counts(first)
-    for qualified, layout in layer.per_neuron:
-        owner_name, _, tensor = qualified.rpartition(".")
-        owner = submodule(model, owner_name)
-        old = getattr(owner, tensor)
-        index = torch.tensor(source, device=old.device)
-        edits.set_tensor(owner, tensor, old.detach().index_select(layout.dim, index))
-        edits.sync_counts(owner)
 
 
 @torch.inference_mode(mode=False)
@@ -180,8 +146,8 @@ def deepen(
     """
     deep = copy_of(model)
     detach(deep)
-    tapes = _tapes(model, data, call, seed)
-    layer = _hidden(observe(deep, tapes), after)
+    tapes = tapes_of(model, data, call, seed)
+    layer = hidden_layer(observe(deep, tapes), after)
     if len(layer.consumers) != 1:
         names = ", ".join(layer.consumers)
         raise InputError(f"{after!r} is read by several Linears ({names}); a layer is inserted before a single one.")
@@ -200,7 +166,7 @@ def deepen(
     )
     lifted = nn.Sequential(_new_linear(w1, b1, consumer), between, _new_linear(w2, b2, consumer))
     Edits().set_slot(deep, name, lifted.train(consumer.training))
-    _require_kept(model, deep, tapes, "deepened")
+    require_kept(model, deep, tapes, "deepened")
     return deep
 
 
@@ -236,58 +202,8 @@ def _straightest(activation: nn.Module, radius: float) -> Segment:
     return min(segments, key=lambda one: one.error / abs(one.slope))
 
 
-def _tapes(model: nn.Module, data: Any, call: Callable[[Any], Any] | None, seed: int) -> list[Tape]:
-    guessed = data is None
-    if guessed:
-        first = next((one for one in model.modules() if isinstance(one, nn.Linear)), None)
-        size = 1 if first is None else first.in_features
-        like = torch.empty(0) if first is None else first.weight
-        generator = torch.Generator().manual_seed(seed)
-        data = torch.randn(64, size, generator=generator).to(device=model_device(model), dtype=like.dtype)
-    try:
-        fit, decide = halves(model, data, call, None, seed)
-    except InputError as error:
-        if not guessed:
-            raise
-        raise InputError(
-            f"{type(model).__name__} could not be called on random numbers of its first Linear's size; "
-            "pass data=, some batches of its inputs."
-        ) from error
-    return [*fit, *decide]
-
-
-def _hidden(graph: Graph, name: str) -> HiddenLayer:
-    try:
-        return graph[name]
-    except KeyError:
-        names = ", ".join(layer.name for layer in graph.layers) or "none"
-        why = f" ({graph.refused[name]})" if name in graph.refused else ""
-        raise InputError(f"{name!r} is no hidden layer of this model{why}; these are: {names}.") from None
-
-
 def _linear(model: nn.Module, name: str) -> nn.Linear:
     module = submodule(model, name)
     if type(module) is not nn.Linear:
         raise InputError(f"{name!r} is a {type(module).__name__}; only an nn.Linear can be embedded.")
     return module
-
-
-def _require_kept(model: nn.Module, changed: nn.Module, tapes: Sequence[Tape], how: str) -> None:
-    """Refuse a model that does not compute what the given one does."""
-    for tape in tapes:
-        try:
-            pairs = list(zip(replay(model, tape), replay(changed, tape), strict=True))
-        except ReplayError as error:
-            raise InputError(f"The model cannot be {how}, because then it does not run: {error}") from error
-        for old, new in pairs:
-            if old.is_floating_point() and not _same(old, new):
-                change = float((new - old).abs().max())
-                raise InputError(
-                    f"The model cannot be {how} with its function kept: its outputs change by up to {change:.2g}."
-                )
-
-
-def _same(old: Tensor, new: Tensor) -> bool:
-    rounding = min(64 * torch.finfo(old.dtype).eps, KEPT) * torch.linalg.vector_norm(old.double())
-    variation = torch.linalg.vector_norm((old - old.mean(0)).double())
-    return bool(torch.linalg.vector_norm((new - old).double()) <= KEPT * variation + rounding)

@@ -12,6 +12,7 @@ from lightning_embed.analysis.matrix_free import extreme_eigenvalues, hessian_op
 from lightning_embed.analysis.risk import Risk
 from lightning_embed.analysis.saddle import Escape, escape, is_strict_saddle, may_be_truly_bad
 from lightning_embed.analysis.spectrum import Inertia, degeneracy, inertia, spectrum
+from lightning_embed.analysis.tangent import TangentRank, tangent_rank
 
 __all__ = [
     "CriticalPoint",
@@ -22,6 +23,7 @@ __all__ = [
     "LandscapePoint",
     "Risk",
     "SplittingCurvature",
+    "TangentRank",
     "Widened",
     "degeneracy",
     "escape",
@@ -38,4 +40,5 @@ __all__ = [
     "may_be_truly_bad",
     "spectrum",
     "splitting_curvature",
+    "tangent_rank",
 ]

@@ -86,17 +86,19 @@ def splitting_curvature(
     inputs, targets = checked(data)
     double = copy.deepcopy(model).double().eval()
     graph = observe(double, tapes_of(double, [inputs], None, 0))
-    return layer_curvatures(double, _splittable(double, graph, layers), lambda: loss(double(inputs), targets))
+    return layer_curvatures(double, splittable(double, graph, layers), lambda: loss(double(inputs), targets))
 
 
-def _splittable(model: nn.Module, graph: Graph, names: Sequence[str] | None) -> list[HiddenLayer]:
+def splittable(model: nn.Module, graph: Graph, names: Sequence[str] | None) -> list[HiddenLayer]:
     """The hidden layers that are Linears, whose neurons may be split and keep to their rows."""
     layers = list(graph.layers) if names is None else [hidden_layer(graph, name) for name in names]
     reasons = {
         layer.name: str(layer.merge_neurons)
         if layer.merge_neurons
         else "it is no nn.Linear"
-        if not isinstance(submodule(model, layer.name), nn.Linear)
+        if not isinstance(linear := submodule(model, layer.name), nn.Linear)
+        else "its weights are frozen"
+        if not all(one.requires_grad for one in linear.parameters())
         else "rows mix behind it"
         if layer.rows_mix
         else ""
@@ -144,6 +146,8 @@ class _Seen:
         self.post: dict[int, Tensor] = {}
 
     def produced(self, _: nn.Module, given: tuple[Tensor, ...], pre: Tensor) -> Tensor:
+        if not pre.requires_grad:  # of frozen weights: nothing before has a gradient
+            pre = pre.detach().requires_grad_()
         self.inputs.append(given[0])
         self.pre.append(pre)
         return pre.clone()  # an activation in place may come next
@@ -204,8 +208,8 @@ def escape_by_widening(
     and what lowers the loss most is taken. Where a splitting curvature is negative, that neuron is split into two equal
     shares, and the copies' input weights move apart along the eigenvector. And a null neuron is added, with input
     weights, so that the point is no longer critical: of random ones those whose output weights have the steepest
-    gradient, and these step down it. The lengths of both steps are the best of powers of four. Nothing else moves; train
-    on from there.
+    gradient, and these step down it. The lengths of both steps are the best of powers of four. Nothing else moves;
+    train on from there.
 
     Args:
         model: any module that maps the inputs to what the loss takes; it is left untouched, and run in eval mode.
@@ -233,7 +237,7 @@ def escape_by_widening(
     """
     inputs, targets = _as_given(model, data)
     graph = observe(model, tapes_of(model, [inputs], None, seed))
-    free = _splittable(model, graph, layers)
+    free = splittable(model, graph, layers)
 
     def of(network: nn.Module) -> float:
         with torch.no_grad(), preserved(network):

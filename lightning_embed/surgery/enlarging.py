@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph import Graph, HiddenLayer, from_input_rows, input_rows, is_layer
+from lightning_embed.graph.kinds import output_weight, stored_weight
 from lightning_embed.operators import split_neurons
 from lightning_embed.surgery.checkpoint import attach
 from lightning_embed.surgery.edit import Edits, submodule
@@ -64,15 +65,16 @@ def split_layer(model: nn.Module, layer: HiddenLayer, source: Sequence[int], sha
         attachment.remember(model, name)
     first = submodule(model, layer.name)
     assert is_layer(first)
-    w_in, b_in = first.weight, first.bias
+    w_in, b_in = output_weight(first).detach(), first.bias
     for name in layer.consumers:
         consumer = submodule(model, name)
         assert is_layer(consumer)
-        rows = input_rows(consumer.weight, layer.width)
+        read = output_weight(consumer).detach()
+        rows = input_rows(read, layer.width)
         weight, bias, columns = split_neurons(w_in.flatten(1), b_in, rows, source, shares)
-        edits.set_tensor(consumer, "weight", from_input_rows(columns, consumer.weight))
+        edits.set_tensor(consumer, "weight", stored_weight(consumer, from_input_rows(columns, read)))
         edits.sync_counts(consumer)
-        edits.set_tensor(first, "weight", weight.reshape(-1, *w_in.shape[1:]))
+        edits.set_tensor(first, "weight", stored_weight(first, weight.reshape(-1, *w_in.shape[1:])))
         if bias is not None:
             edits.set_tensor(first, "bias", bias)
     edits.sync_counts(first)

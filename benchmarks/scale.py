@@ -24,10 +24,12 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.graph import Reason, observe
 from lightning_embed.surgery import merge
-from lightning_embed.surgery.features import collect_features
-from lightning_embed.surgery.measure import measure_layers
-from lightning_embed.surgery.propose import nominate_neurons, nominate_width
-from lightning_embed.surgery.snapshot import size_of
+from lightning_embed.surgery.nominate.condensation import Condensation
+from lightning_embed.surgery.nominate.criterion import LayerView
+from lightning_embed.surgery.nominate.features import collect_features
+from lightning_embed.surgery.nominate.measure import measure_layers
+from lightning_embed.surgery.nominate.size import Size
+from lightning_embed.surgery.persist.snapshot import size_of
 from lightning_embed.tape import Tape, deal, record
 
 WIDTHS = (256, 1024, 4096, 16384, 65536)
@@ -110,16 +112,16 @@ def measuring(width: int, criterion: str) -> dict[str, Any]:
 def cutting(width: int, criterion: str) -> dict[str, Any]:
     net, samples = network(width), torch.randn(SAMPLES, FAN_IN)
     fit, _ = tapes_of(net, samples)
-    (layer,) = observe(net, fit).layers
+    graph = observe(net, fit)
+    (layer,) = graph.layers
     cut = copy.deepcopy(net)
     forward, held = forward_seconds(net, samples), peak()
 
     def propose() -> Any:
-        features = collect_features(net, [layer], fit)["0"]
-        if criterion == "span":
-            return nominate_width(net, layer, features, kept_of(width))
-        steps, refused = nominate_neurons(net, layer, features, CRITERIA[criterion])
-        return steps[0] if steps else Reason("too few samples", str(refused))
+        view = LayerView(net, graph, layer, collect_features(net, [layer], fit)["0"])
+        by = Size(kept_of(width)) if criterion == "span" else Condensation(CRITERIA[criterion].condensation or 0.9)
+        nominated = by.nominate(view)
+        return nominated if isinstance(nominated, Reason) else nominated[0]
 
     took, step = seconds(propose)
     if isinstance(step, Reason):

@@ -21,6 +21,8 @@ from lightning_embed.reporting import report
 from lightning_embed.statistics import minimal_pearson_correlation
 from lightning_embed.surgery import (
     Criteria,
+    Criterion,
+    LayerView,
     Measurement,
     Null,
     Plan,
@@ -50,9 +52,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Criteria",
+    "Criterion",
     "Embedding",
     "EmbeddingError",
     "InputError",
+    "LayerView",
     "Measurement",
     "MinimalPearsonCorrelation",
     "Null",

@@ -163,13 +163,15 @@ def errors():
 
 def refusals():
     """Why a merge is undone: what the check returns, and the reasons that are written where a merge is given up."""
-    (refusal,) = [one for one in nodes("surgery/check.py") if getattr(one, "name", "") == "refusal"]
+    (refusal,) = [one for one in nodes("surgery/decide/check.py") if getattr(one, "name", "") == "refusal"]
     found = [written(one.value) for one in ast.walk(refusal) if isinstance(one, ast.Return)]
-    for node in nodes("surgery/check.py", "surgery/merging.py"):
+    for node in nodes("surgery/decide/check.py", "surgery/decide/event.py", "surgery/decide/thresholds.py"):
         if isinstance(node, ast.Call) and called(node) == "Effect" and len(node.args) > 2:
             found.append(written(node.args[2]))
         if isinstance(node, ast.Call) and called(node) == "of":
             found += [written(one.value) for one in node.keywords if one.arg == "reason"]
+        if isinstance(node, ast.Call) and called(node) == "refuse_step":
+            found.append(written(node.args[1]))
     return [one for one in found if one]
 
 

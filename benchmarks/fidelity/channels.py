@@ -12,7 +12,8 @@ from benchmarks.mnist import Mnist, train
 from lightning_embed.graph import observe
 from lightning_embed.statistics import refit
 from lightning_embed.surgery import NeuronMerge
-from lightning_embed.surgery.features import collect_features
+from lightning_embed.surgery.change.neuron_merge import one_fit
+from lightning_embed.surgery.nominate.features import collect_features
 from lightning_embed.tape import record
 
 TRAINED, EPOCHS, RATE, BATCH = 12_000, 2, 1e-3, 128
@@ -68,7 +69,7 @@ def _refitted(net: nn.Module, calibration: torch.Tensor, share: int) -> nn.Modul
         features = collect_features(cut, [layer], tapes)[name]
         kept = cut.get_submodule(name).weight.flatten(1).norm(dim=1).topk(width).indices.sort()[0].tolist()
         mix, shift = refit(features.post, kept, intercept=layer.intercept)
-        per_neuron = tuple((tensor, layout.dim) for tensor, layout in layer.per_neuron)
-        step = NeuronMerge(name, layer.consumers, per_neuron, tuple(kept), mix, shift, "size")
+        fits = one_fit(layer.consumers, mix, shift)
+        step = NeuronMerge(name, layer.producers, layer.reads, layer.per_neuron, tuple(kept), fits, "size")
         le.apply(cut, le.Plan((step,)))
     return cut

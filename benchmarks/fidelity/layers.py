@@ -11,7 +11,7 @@ import lightning_embed as le
 from benchmarks.mnist import Mnist, train
 from lightning_embed.graph import observe
 from lightning_embed.statistics import affine_fit, minimal_pearson_correlation, tangent_fit
-from lightning_embed.surgery.features import collect_features
+from lightning_embed.surgery.nominate.features import collect_features
 from lightning_embed.tape import record
 
 EPOCHS, RATE, BATCH, STD, WIDTH, DEPTH = 100, 1e-3, 1000, 0.05, 50, 10

@@ -15,9 +15,9 @@ from lightning_embed.analysis.risk import Data, Loss, checked
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, observe
 from lightning_embed.statistics import splitting_eigenvalues
-from lightning_embed.surgery.edit import submodule
-from lightning_embed.surgery.embedding import Null, Split, embed
-from lightning_embed.surgery.enlarging import hidden_layer, tapes_of
+from lightning_embed.surgery.change.edit import submodule
+from lightning_embed.surgery.change.embedding import Null, Split, embed
+from lightning_embed.surgery.change.enlarging import hidden_layer, in_blocks, tapes_of
 from lightning_embed.tape.tape import preserved, set_modes
 
 FLAT = 1e-9  # share of the largest magnitude up to which an eigenvalue counts as zero
@@ -99,6 +99,8 @@ def splittable(model: nn.Module, graph: Graph, names: Sequence[str] | None) -> l
         if not isinstance(linear := submodule(model, layer.name), nn.Linear)
         else "its weights are frozen"
         if not all(one.requires_grad for one in linear.parameters())
+        else "its neurons' places are shared with other values"
+        if len(layer.producers) != 1 or not in_blocks(model, layer)
         else "rows mix behind it"
         if layer.rows_mix
         else ""

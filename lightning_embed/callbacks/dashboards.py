@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_embed.errors import InputError
 from lightning_embed.reporting import figures, read_history
 from lightning_embed.surgery import Record
-from lightning_embed.surgery.plan import describe_evidence
+from lightning_embed.surgery.change.step import describe_evidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from lightning_embed.graph import observe
 from lightning_embed.reporting.environment import environment
 from lightning_embed.reporting.history import NAME, HistoryFile, rounded, snapshot_entry
 from lightning_embed.surgery import Record, Snapshot, snapshot
-from lightning_embed.surgery.snapshot import agreement
+from lightning_embed.surgery.persist.snapshot import agreement
 from lightning_embed.tape import Tape
 
 COMPARED = 12  # layers whose similarities are written when nothing was merged
@@ -194,9 +194,11 @@ def own_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """An option as plain data; a function by its name."""
+    """An option as plain data; a function by its name, another object by that of its class."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: _plain(one) for name, one in vars(value).items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return getattr(value, "__name__", type(value).__name__)

@@ -15,11 +15,12 @@ from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_e
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import Observed, StepRecording
+from lightning_embed.callbacks.sharing import shared_criteria
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
-from lightning_embed.surgery.features import collect_moments
-from lightning_embed.surgery.measure import measure_layers, measure_moments
+from lightning_embed.surgery.nominate.features import collect_moments
+from lightning_embed.surgery.nominate.measure import measure_layers, measure_moments
 from lightning_embed.tape import Tape, from_plain, replay, to_plain
 from lightning_embed.tape.tree import canonical_name
 
@@ -55,7 +56,8 @@ class EmbeddingMonitor(Callback):
 
     Args:
         every_n_steps: optimizer steps between two samples.
-        criteria: the thresholds at which layers and kept neurons are counted.
+        criteria: the thresholds at which layers and kept neurons are counted; if None those that an EmbeddingPruner of
+            the same Trainer was given, or the defaults.
         checkpoint_mib: how large the latest sampled batch may be, in MiB, to be kept in checkpoints; it is what the
             epoch's kept widths are measured on. With 0 none is kept.
         figures_every_n_epochs: epochs between figures for the dashboards; None: no figures.
@@ -91,6 +93,7 @@ class EmbeddingMonitor(Callback):
         if splitting_loss is not None and not callable(splitting_loss):
             raise InputError(f"EmbeddingMonitor(splitting_loss=…) must be a function, got {splitting_loss!r}.")
         self.splitting_loss, self.tangent_rank = splitting_loss, tangent_rank
+        self.given_criteria = criteria
         self.criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
         self._begin()
@@ -108,8 +111,9 @@ class EmbeddingMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew; a callback may serve several fits."""
-        del trainer, pl_module
+        del pl_module
         if stage == "fit":
+            self.criteria = shared_criteria(trainer, self)
             self._begin()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -224,6 +228,7 @@ class EmbeddingMonitor(Callback):
             metrics["width"] = float(sum(one.width for one in found.layers))
             kept = [(f"width/cosine/{one.layer}", one.width_cosine) for one in found.layers]
             kept += [(f"width/span/{one.layer}", one.width_span) for one in found.layers]
+            kept += [(f"width/{name}/{one.layer}", width) for one in found.layers for name, width in one.widths.items()]
             return metrics | {name: float(width) for name, width in kept if width is not None}
         if self.criteria.linearization is not None:
             metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))

@@ -14,12 +14,13 @@ from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording
+from lightning_embed.callbacks.sharing import shared_criteria
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, merge
-from lightning_embed.surgery.checkpoint import is_attached
-from lightning_embed.surgery.plan import describe_evidence
+from lightning_embed.surgery.change.step import describe_evidence
+from lightning_embed.surgery.persist.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class EmbeddingPruner(_trainer.Callback):
     Training steps are recorded during an epoch; at the start of the next one, what the criteria nominate is merged, one
     by one: half of the recorded steps fit, the other half decide, and a merge that changes the outputs by more than
     the tolerance is undone bit for bit. The optimizer objects, their groups and their state are kept (see
-    `lightning_embed.surgery.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow. Under
-    DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
+    `lightning_embed.surgery.change.optimizer`), so schedulers go on as planned. Averaged copies of the weights follow.
+    Under DDP the steps of all processes are merged on, by the first process, and the others become what it has become.
 
     What was merged is in `records` (with what the latest event refused) and in every checkpoint; what every event did
     and refused is in the run's log folder as `merges.jsonl` and in its `history.jsonl`, and in the loggers that take
@@ -88,6 +89,7 @@ class EmbeddingPruner(_trainer.Callback):
             raise InputError(f"EmbeddingPruner(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
         if not 0 < rate_factor <= 1:
             raise InputError(f"EmbeddingPruner(rate_factor=…) must be above 0 and at most 1, got {rate_factor!r}.")
+        self.given_criteria = criteria
         self.criteria = criteria or Criteria()
         self.tolerance = tolerance or Tolerance()
         self.when = when if isinstance(when, When) else After(when)
@@ -119,6 +121,7 @@ class EmbeddingPruner(_trainer.Callback):
             for copy in _trainer.averaged_copies(trainer):
                 attach(copy)
             self.records = [Record.from_dict(record) for record in attachment.history]
+            self.criteria = shared_criteria(trainer, self)
             self.when.reset()
             self._begin()
 

@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_embed.errors import EmbeddingError
 from lightning_embed.graph import Graph, observe
-from lightning_embed.surgery.features import MomentCollector
+from lightning_embed.surgery.nominate.features import MomentCollector
 from lightning_embed.tape import Recorder, Tape
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import EmbeddingError
 from lightning_embed.surgery import attach
-from lightning_embed.surgery.checkpoint import become, describe
-from lightning_embed.surgery.optimizer import clear_flat_state
+from lightning_embed.surgery.change.optimizer import clear_flat_state
+from lightning_embed.surgery.persist.checkpoint import become, describe
 from lightning_embed.tape import Tape, decode, encode, from_plain, to_plain
 from lightning_embed.tape.tape import model_device, tensors_by_name
 

@@ -20,13 +20,18 @@ from lightning_embed.tape.tree import canonical_name
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
-    """One call of a layer: the region behind it, the region with identities in it, what consumers read."""
+class Way:
+    """One call of a layer that alone feeds its readers: the region behind it, and the same with identities in it."""
 
     call: LayerCall
+    number: int
     region: Region
     bypass: Region
-    given: Mapping[str, Tensor]
+
+    @property
+    def given(self) -> Tensor:
+        """What the call was given."""
+        return self.call.given
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +39,14 @@ class Flow:
     """All calls of a layer in one mode.
 
     Attributes:
-        sites: its calls.
+        ways: its calls.
         modules: outermost modules wholly between.
         shared: those of them that are used elsewhere too.
-        foreign: parameters and buffers between that are used elsewhere or held twice.
     """
 
-    sites: tuple[Site, ...]
+    ways: tuple[Way, ...]
     modules: tuple[str, ...]
     shared: tuple[str, ...]
-    foreign: frozenset[str]
-
-    @property
-    def consumers(self) -> tuple[str, ...]:
-        """The layers that read the layer."""
-        return tuple(dict.fromkeys(name for name, _ in self.sites[0].region.posts))
 
 
 def _slots(pairs: Sequence[tuple[str, object]]) -> dict[int, list[str]]:
@@ -94,7 +92,7 @@ def is_quantized(module: nn.Module) -> bool:
 def _not_plain(module: Layer, held: Mapping[int, list[str]]) -> Reason | None:
     for tensor in ("weight", "bias"):
         parameter = module._parameters.get(tensor)
-        absent = tensor == "bias" and "bias" in module._parameters and parameter is None
+        absent = tensor == "bias" and parameter is None and getattr(module, "bias", None) is None
         if parameter is not None and nn.parameter.is_lazy(parameter):
             return Reason("lazy")
         if is_sharded(module):
@@ -139,70 +137,53 @@ def _swapped(observations: Sequence[Observation]) -> set[str]:
     }
 
 
-def follow(
-    model: nn.Module,
-    name: str,
-    plain: Mapping[str, Reason],
-    observations: Sequence[Observation],
-    *,
-    exact: bool,
-) -> Flow | Reason:
-    """Follow every call of a layer.
+def follow(model: nn.Module, name: str, observations: Sequence[Observation], *, exact: bool) -> Flow | Reason:
+    """Follow every call of a layer that alone feeds its readers, to see whether it can be taken out.
 
     Args:
-        model: where modules and parameters are held.
+        model: where modules are held.
         name: the layer.
-        plain: layers that are refused whatever is around them.
         observations: all of one mode.
-        exact: whether all calls must have the same arguments too, or only the same consumers.
+        exact: whether all calls must have the same arguments too, or only the same readers.
 
     Returns:
-        The flow, or the first reason that refuses the layer.
+        The flow, or why the layer cannot be taken out.
     """
-    sites: list[Site] = []
+    ways: list[Way] = []
     modules: list[str] = []
     shared: list[str] = []
-    foreign: set[str] = set()
     slots = _slots(list(model.named_modules(remove_duplicate=False)))
-    held = _slots([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     for seen in observations:
         follower = _Follower(seen)
-        inside: set[int] = set()
         frames: set[int] = set()
-        for at, call in enumerate(seen.calls):
+        for number, call in enumerate(seen.calls):
             if call.layer != name:
                 continue
-            found = follower.site(at, plain)
-            if isinstance(found, Reason):
-                return found
-            site, members, chosen = found
-            sites.append(site)
-            inside |= members
+            result = follower.way(number)
+            if isinstance(result, Reason):
+                return result
+            way, chosen = result
+            ways.append(way)
             frames |= chosen
         for number in sorted(frames):
             frame = seen.frames[number]
             modules.append(frame.name)
-            elsewhere = any(one.module == frame.module and at not in frames for at, one in enumerate(seen.frames))
+            elsewhere = any(
+                other.module == frame.module and place not in frames for place, other in enumerate(seen.frames)
+            )
             if elsewhere or len(slots[frame.module]) > 1:
                 shared.append(frame.name)
-        foreign |= {
-            seen.values[number].name or ""
-            for at, event in enumerate(seen.events)
-            if at not in inside
-            for number in event.inputs
-        }
-    if not sites:
+    if not ways:
         return Reason("never called")
-    if any(not _agree(site.region, sites[0].region, exact=exact) for site in sites):
+    if any(not _agree(way.region, ways[0].region, exact=exact) for way in ways):
         return Reason("calls disagree")
-    foreign |= {other for names in held.values() if len(names) > 1 for other in names}
-    return Flow(tuple(sites), tuple(dict.fromkeys(modules)), tuple(dict.fromkeys(shared)), frozenset(foreign))
+    return Flow(tuple(ways), tuple(dict.fromkeys(modules)), tuple(dict.fromkeys(shared)))
 
 
-def _agree(one: Region, other: Region, *, exact: bool) -> bool:
+def _agree(region: Region, other: Region, *, exact: bool) -> bool:
     if exact:
-        return one.signature == other.signature
-    return {name for name, _ in one.posts} == {name for name, _ in other.posts}
+        return region.signature(sizes=False) == other.signature(sizes=False)
+    return {post.layer for post in region.posts} == {post.layer for post in other.posts}
 
 
 class _Follower:
@@ -221,75 +202,53 @@ class _Follower:
                 self.below[frame].add(number)
                 frame = seen.frames[frame].parent
 
-    def site(self, at: int, plain: Mapping[str, Reason]) -> tuple[Site, set[int], set[int]] | Reason:
-        """One call: its site, the events of its region and the frames that can become identities."""
-        seen, call = self.seen, self.seen.calls[at]
-        if at in seen.lost:
-            return Reason("lost from sight in", seen.lost[at])
-        if at in seen.read:
-            return Reason("value read by code", seen.read[at])
-        reached = self._reach(at)
+    def way(self, number: int) -> tuple[Way, set[int]] | Reason:
+        """One call: its regions and the frames that can become identities."""
+        seen, call = self.seen, self.seen.calls[number]
+        reached = self._reach(number)
         if isinstance(reached, Reason):
             return reached
         members, readers = reached
-        for reader in readers:
-            reason = self._consumer_refusal(call.layer, seen.calls[reader].layer, plain)
-            if reason is not None:
-                return reason
-        targets = list(dict.fromkeys((seen.calls[reader].layer, seen.calls[reader].read) for reader in readers))
-        region, needed = slice_region(seen, call, targets, {})
-        loose = members - needed
-        if not targets or loose:
-            used = sorted(function_name(seen.events[number].function) for number in loose)
-            return Reason("no consumer", f"of the result of {', '.join(dict.fromkeys(used))}" if used else "")
-        if len({name for name, _ in targets}) < len(targets):
+        layers = [seen.calls[reader].layer for reader in readers]
+        if len(set(layers)) < len(layers):
             return Reason("calls disagree", "a consumer reads it twice")
-        frames = self._frames(at, members)
-        instead = {seen.frames[one].returned[0]: seen.frames[one].given[0] for one in frames}
-        bypass, _ = slice_region(seen, call, targets, {k: v for k, v in instead.items() if k != v})
-        given = {seen.calls[reader].layer: seen.calls[reader].given for reader in readers}
-        return Site(call, region, bypass, given), set(needed), frames
+        region, _ = slice_region(seen, readers)
+        frames = self._frames(number, members)
+        instead = {seen.frames[frame].returned[0]: seen.frames[frame].given[0] for frame in frames}
+        bypass, _ = slice_region(seen, readers, {new: old for new, old in instead.items() if new != old})
+        return Way(call, number, region, bypass), frames
 
-    def _reach(self, at: int) -> tuple[set[int], list[int]] | Reason:
+    def _reach(self, number: int) -> tuple[set[int], list[int]] | Reason:
         """The events that depend on this call alone and the calls of layers that read them."""
         seen = self.seen
         members: set[int] = set()
         readers: list[int] = []
         joined: list[str] = []
-        waiting = [seen.calls[at].made]
+        waiting = [seen.calls[number].made]
         done: set[int] = set()
         while waiting:
-            number = waiting.pop()
-            if number in done:
+            value = waiting.pop()
+            if value in done:
                 continue
-            done.add(number)
-            for user in self.users[number]:
+            done.add(value)
+            for user in self.users[value]:
                 event = seen.events[user]
-                if event.call is not None and seen.calls[event.call].read == number:
+                if event.call is not None and seen.calls[event.call].read == value:
                     readers.append(event.call)
-                elif event.origins == {at}:
+                elif event.origins == {number}:
                     members.add(user)
                     waiting.extend(made for made in event.made if seen.values[made].name is None)
                 else:
                     joined.append(function_name(event.function))
-        if done & set(seen.outputs):
-            return Reason("is the model's output")
         if joined:
             return Reason("joined by", ", ".join(dict.fromkeys(joined)))
+        for reader in readers:
+            origins = seen.values[seen.calls[reader].read].origins
+            if origins != {number}:
+                return Reason("consumer shared", f"{seen.calls[reader].layer!r} also reads other data")
         return members, sorted(set(readers))
 
-    def _consumer_refusal(self, layer: str, consumer: str, plain: Mapping[str, Reason]) -> Reason | None:
-        if consumer in plain:
-            return Reason(plain[consumer].key, f"of its consumer {consumer!r}")
-        for call in self.seen.calls:
-            if call.layer == consumer:
-                origins = self.seen.values[call.read].origins
-                fed = {self.seen.calls[one].layer if one >= 0 else "other data" for one in origins}
-                if fed != {layer} or len(origins) != 1:
-                    return Reason("consumer shared", f"{consumer!r} also reads {', '.join(sorted(fed - {layer}))}")
-        return None
-
-    def _frames(self, at: int, members: set[int]) -> set[int]:
+    def _frames(self, call: int, members: set[int]) -> set[int]:
         """The outermost module calls that lie wholly in the region and could be identities."""
         seen = self.seen
 
@@ -297,8 +256,8 @@ class _Follower:
             return (
                 frame.simple
                 and len(frame.given) == len(frame.returned) == 1
-                and seen.values[frame.given[0]].origins == {at}
-                and seen.values[frame.returned[0]].origins == {at}
+                and seen.values[frame.given[0]].origins == {call}
+                and seen.values[frame.returned[0]].origins == {call}
                 and bool(self.below[number] & members)
                 and all(one in members or not seen.events[one].origins for one in self.below[number])
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -125,14 +124,24 @@ def stored_weight(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if kind is not None and kind.transposed else weight
 
 
-def counts(layer: nn.Module) -> Mapping[str, int]:
-    """The attributes by which a layer tells its sizes, with the values that its weight has now.
+def counts(module: nn.Module) -> dict[str, int]:
+    """The attributes by which a module tells its sizes, with the values that its tensors have now.
+
+    Of a convolution with groups these follow the channels that it puts out, as many of each group as before.
 
     >>> counts(nn.Linear(2, 3))
     {'out_features': 3, 'in_features': 2}
     """
-    kind = kind_of(layer)
-    if kind is None:
-        return {}
-    shape = output_weight(layer).shape
-    return {name: size for name, size in ((kind.rows, shape[0]), (kind.columns, shape[1])) if name}
+    kind = kind_of(module)
+    if kind is not None:
+        rows, columns = output_weight(module).shape[:2]
+        return {name: size for name, size in ((kind.rows, rows), (kind.columns, columns)) if name}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        groups = len(module.weight) // (module.out_channels // module.groups)
+        return {"groups": groups, "in_channels": groups * module.weight.shape[1], "out_channels": len(module.weight)}
+    if isinstance(module, (nn.modules.batchnorm._NormBase, nn.PReLU)):  # elsewhere the attributes may mean anything
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        sizes = [len(tensor) for tensor in tensors if tensor is not None and tensor.dim() == 1]
+        name = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+        return {name: sizes[0]} if sizes else {}
+    return {}

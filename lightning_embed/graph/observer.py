@@ -128,6 +128,7 @@ class Observation:
     read: dict[int, str] = field(default_factory=dict)  # origin -> function that handed a value to Python
     lost: dict[int, str] = field(default_factory=dict)  # origin -> module in which it was lost from sight
     hidden_uses: dict[str, str] = field(default_factory=dict)  # parameter -> module that used it out of sight
+    constants: dict[int, Tensor] = field(default_factory=dict)  # values that no function made, as they were at first
 
     def equals(self, other: Observation) -> bool:
         """Whether another replay called the same functions in the same way, and all layers computed the same values."""
@@ -237,6 +238,8 @@ class Observer(TorchFunctionMode):
         number = len(self.seen.values)
         self.seen.values.append(Value(tensor, origins, name, producer))
         self._ids[id(tensor), version_of(tensor)] = number
+        if name is None and producer is None:
+            self.seen.constants[number] = tensor.detach().clone()  # it may be written to later
         storage = storage_of(tensor)
         if storage is not None:
             self._memory[storage].append(number)
@@ -372,8 +375,8 @@ class Observer(TorchFunctionMode):
                 self._open.append(len(self.seen.frames))
                 self.seen.frames.append(Frame(parent, id(module), name, given, simple))
                 if id(module) in self._whole and simple:
-                    inputs[id(module)] = args[0].detach().clone()
                     self._quiet += 1
+                    inputs[id(module)] = args[0].detach().clone()
 
         def after(module: nn.Module, args: Any, _kwargs: Any, result: Any) -> None:
             read = inputs.pop(id(module), None)

@@ -1,27 +1,23 @@
-"""What lies between a hidden layer and its consumers, as a small program that can be run again."""
+"""What lies between the outputs of layers and the inputs of those that read them, as a program to be run again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_embed.graph.layout import Layout
-from lightning_embed.graph.observer import LayerCall, Observation, Slot
-from lightning_embed.graph.reasons import Reason
+from lightning_embed.graph.observer import INPUT, Observation, Slot
 from lightning_embed.tape.functions import SHAPES, function_name, portable
 from lightning_embed.tape.tape import Autocast, Named
 from lightning_embed.tape.tree import leaves, map_leaves, tensors_of
 
-START = 0  # the slot that holds the layer's output
-_FEW = 9  # rows on which a region is probed, once it is known to treat all rows alike
-_SCALES = (1.0, 30.0)  # of the changes by which a region is probed, relative to its values
+_GROUPED = frozenset(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
+_GROUPS = {name: 7 if "transpose" in name else 6 for name in _GROUPED}  # place of `groups` among the arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,64 +34,97 @@ class Instruction:
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """The output of one call of a layer, from which a region begins, as it was observed."""
+
+    layer: str
+    call: int
+    slot: int
+    pre: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Post:
+    """The input of one call of a layer, at which a region ends, as it was observed."""
+
+    layer: str
+    call: int
+    slot: int | Named
+    given: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Region:
-    """A program from a layer's output to the inputs of its consumers, in which every neuron is on its own.
+    """A program from the outputs of some calls of layers to the inputs of others.
 
     Attributes:
-        instructions: the calls in order; slot 0 is the layer's output.
-        posts: (consumer, slot that it reads).
-        shape: of the layer's output when it was observed.
-        reads: where the neurons are in what each consumer reads.
-        layout: where they are in the layer's output.
+        instructions: the function calls, in order.
+        starts: where it begins.
+        posts: where it ends.
+        takes_inputs: whether it uses recorded inputs of the model.
+        written: parameters and buffers that it writes to; `run` needs copies of them.
     """
 
     instructions: tuple[Instruction, ...]
-    posts: tuple[tuple[str, int], ...]
-    shape: tuple[int, ...]
-    reads: tuple[Layout, ...]
-    layout: Layout
+    starts: tuple[Start, ...]
+    posts: tuple[Post, ...]
+    takes_inputs: bool = False
+    written: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters and buffers that it reads."""
         used = leaves([(one.args, one.kwargs) for one in self.instructions])
-        return tuple(dict.fromkeys(leaf.name for leaf in used if isinstance(leaf, Named)))
+        read = [post.slot for post in self.posts]
+        return tuple(dict.fromkeys(leaf.name for leaf in [*used, *read] if isinstance(leaf, Named)))
 
     @property
     def functions(self) -> tuple[str, ...]:
         """The names of the functions, in order."""
-        return tuple(function_name(one.function) for one in self.instructions)
+        return tuple(function_name(instruction.function) for instruction in self.instructions)
 
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """What two calls of one layer must have in common."""
+    def signature(self, *, sizes: bool) -> tuple[Any, ...]:
+        """What two regions that do the same have in common, with or without the sizes of tensors."""
 
         def kind(shapes: bool) -> Callable[[Any], str]:
             def of(leaf: Any) -> str:
                 if isinstance(leaf, Tensor):
                     return f"tensor {tuple(leaf.shape)}"
-                return "size" if shapes and type(leaf) is int else repr(leaf)
+                return "size" if shapes and not sizes and type(leaf) is int else repr(leaf)
 
             return of
 
         calls = tuple(
-            (name, repr(map_leaves(kind(name in SHAPES), (one.args, one.kwargs))), one.results, one.writes)
-            for name, one in zip(self.functions, self.instructions, strict=True)
+            (name, repr(map_leaves(kind(name in SHAPES), (step.args, step.kwargs))), step.results, step.writes)
+            for name, step in zip(self.functions, self.instructions, strict=True)
         )
-        return (calls, self.posts)
+        ends = tuple((post.layer, repr(post.slot)) for post in self.posts)
+        if not sizes:
+            return calls, ends
+        starts = tuple((start.layer, start.slot, tuple(start.pre.shape)) for start in self.starts)
+        return calls, ends, starts, tuple(tuple(post.given.shape) for post in self.posts)
 
-    def run(self, named: Mapping[str, Tensor], pre: Tensor) -> dict[str, Tensor]:
+    def run(
+        self,
+        named: Mapping[str, Tensor],
+        pres: Mapping[int, Tensor] | None = None,
+        rewritten: list[str] | None = None,
+    ) -> list[Tensor]:
         """Re-execute on values that may have other sizes than the observed ones.
 
         Args:
-            named: parameters and buffers.
-            pre: in place of the layer's output, with as many dimensions as it has.
+            named: parameters and buffers; those that are written to must be copies.
+            pres: values in place of the outputs of calls, by number of the call; the observed ones elsewhere. They are
+                not changed.
+            rewritten: names of functions are added to it in which a size that the program wrote down had to follow the
+                values; the model itself may not do so.
 
         Returns:
-            The input of each consumer. `pre` is not changed.
+            The input of every reading call.
         """
-        slots = {START: pre.clone()}
-        for one in self.instructions:
+        pres = pres or {}
+        slots = {start.slot: pres.get(start.call, start.pre).clone() for start in self.starts}
+        for step in self.instructions:
 
             def resolve(leaf: Any) -> Any:
                 if isinstance(leaf, Slot):
@@ -104,21 +133,47 @@ class Region:
                     return named[leaf.name]
                 return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
-            args, kwargs = map_leaves(resolve, (one.args, one.kwargs))
-            if function_name(one.function) in SHAPES:
-                # around features sizes are the layer's; pooled and flattened maps have their own
-                old, new = (one.shape, tensors_of((args, kwargs))) if self.layout.positions else (self.shape, [pre])
-                args, kwargs = _resized((args, kwargs), old, tuple(new[0].shape) if new else old)
+            args, kwargs = map_leaves(resolve, (step.args, step.kwargs))
+            written = _numbers((args, kwargs))
+            args, kwargs = self._follow_sizes(step, args, kwargs, pres)
+            if rewritten is not None and _numbers((args, kwargs)) != written:
+                rewritten.append(function_name(step.function))
             with ExitStack() as stack:
-                for state in one.autocast:
+                for state in step.autocast:
                     stack.enter_context(state.enter())
-                result = one.function(*args, **kwargs)
-            slots.update(zip(one.results, tensors_of(result), strict=True))
-            slots.update({new: slots[old] for new, old in one.writes})
-        return {consumer: slots[slot] for consumer, slot in self.posts}
+                result = step.function(*args, **kwargs)
+            slots.update(zip(step.results, tensors_of(result), strict=True))
+            slots.update({new: slots[old] for new, old in step.writes})
+        return [named[post.slot.name] if isinstance(post.slot, Named) else slots[post.slot] for post in self.posts]
+
+    def _follow_sizes(
+        self, step: Instruction, args: Any, kwargs: Any, pres: Mapping[int, Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments in which sizes and numbers of groups that were written down follow the values."""
+        name = function_name(step.function)
+        values = tensors_of((args, kwargs))
+        if name in SHAPES:
+            if values:
+                old, new = step.shape, tuple(values[0].shape)
+            else:  # a tensor that is made anew, as large as the layer's output
+                start = self.starts[0]
+                old, new = tuple(start.pre.shape), tuple(pres.get(start.call, start.pre).shape)
+            args, kwargs = resized((args, kwargs), old, new)
+        elif name in _GROUPED and len(values[0].shape) > 1 and values[0].shape[1] != step.shape[1]:
+            groups = args[_GROUPS[name]] if len(args) > _GROUPS[name] else kwargs.get("groups", 1)
+            follows = groups * values[0].shape[1] // step.shape[1]
+            if len(args) > _GROUPS[name]:
+                args = (*args[: _GROUPS[name]], follows, *args[_GROUPS[name] + 1 :])
+            elif "groups" in kwargs:
+                kwargs = {**kwargs, "groups": follows}
+        return args, kwargs
 
 
-def _resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
+def _numbers(arguments: Any) -> list[int]:
+    return [leaf for leaf in leaves(arguments) if type(leaf) is int]
+
+
+def resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
     """Arguments in which sizes that the program wrote down follow the tensor.
 
     Written sizes are matched with the observed ones from the right, because features come last: of (8, 8) the last
@@ -127,7 +182,7 @@ def _resized(arguments: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
     """
     if old == new:
         return arguments
-    written = [leaf for leaf in leaves(arguments) if type(leaf) is int]
+    written = _numbers(arguments)
     at, excess, matched = len(old) - 1, len(written) - len(old), []
     for size in reversed(written):
         one = next((dim for dim in range(at, -1, -1) if old[dim] == size), None)
@@ -156,67 +211,85 @@ def _real(number: int, instead: Mapping[int, int]) -> int:
     return number
 
 
-def _needed(seen: Observation, call: LayerCall, targets: Sequence[int], instead: Mapping[int, int]) -> frozenset[int]:
-    """Numbers of the events that values are computed by, back to a Linear's output."""
-    needed: set[int] = set()
-    reached = {call.made}
-    waiting = [_real(number, instead) for number in targets]
-    while waiting:
-        number = waiting.pop()
-        producer = seen.values[number].producer
-        if number in reached or producer is None or seen.values[number].name is not None:
-            continue
-        reached.add(number)
-        needed.add(producer)
-        event = seen.events[producer]
-        waiting.extend(_real(one, instead) for one in (*event.inputs, *(old for _, old in event.writes)))
-    return frozenset(needed)
-
-
 def slice_region(
-    seen: Observation, call: LayerCall, targets: Sequence[tuple[str, int]], instead: Mapping[int, int]
+    seen: Observation, readers: Sequence[int], instead: Mapping[int, int] | None = None
 ) -> tuple[Region, frozenset[int]]:
-    """The calls that lead from a layer's output to the given values, and the numbers of their events.
+    """The calls that lead from layers' outputs to what some calls of layers read, and the numbers of their events.
 
     Args:
         seen: an observation.
-        call: the call whose output is the start.
-        targets: (consumer, number of the value that it reads).
+        readers: numbers of the calls whose inputs are the ends.
         instead: values to be replaced by others, as when a module is taken to be an identity.
     """
-    needed = _needed(seen, call, [number for _, number in targets], instead)
-    slots = {call.made: START}
+    return _Slicer(seen, instead or {}).region(readers)
 
-    def slot(number: int) -> int:
-        return slots.setdefault(number, len(slots))
 
-    def leaf(one: Any) -> Any:
-        if not isinstance(one, Slot):
-            return one
-        number = _real(one.number, instead)
-        value = seen.values[number]
+class _Slicer:
+    """Goes back from values to the outputs of layers, and writes down the calls on the way."""
+
+    def __init__(self, seen: Observation, instead: Mapping[int, int]) -> None:
+        self.seen, self.instead = seen, instead
+        self.made = {call.made: number for number, call in enumerate(seen.calls)}
+        self.needed, self.reached, self.starts = set[int](), set[int](), set[int]()
+        self.slots: dict[int, int] = {}
+
+    def region(self, readers: Sequence[int]) -> tuple[Region, frozenset[int]]:
+        seen = self.seen
+        self._go_back([_real(seen.calls[reader].read, self.instead) for reader in readers])
+        starts = tuple(
+            Start(seen.calls[call].layer, call, self._slot(seen.calls[call].made), seen.calls[call].pre)
+            for call in sorted(self.starts)
+        )
+        instructions = tuple(self._instruction(number) for number in sorted(self.needed))
+        posts = tuple(self._post(reader) for reader in readers)
+        inputs = any(INPUT in seen.values[number].origins and number in seen.constants for number in self.reached)
+        overwritten = [seen.values[old].name for number in self.needed for _, old in seen.events[number].writes]
+        written = frozenset(name for name in overwritten if name is not None)
+        return Region(instructions, starts, posts, inputs, written), frozenset(self.needed)
+
+    def _go_back(self, waiting: list[int]) -> None:
+        while waiting:
+            number = waiting.pop()
+            value = self.seen.values[number]
+            if number in self.reached or value.name is not None:
+                continue
+            self.reached.add(number)
+            if number in self.made:
+                self.starts.add(self.made[number])
+            elif value.producer is not None:
+                self.needed.add(value.producer)
+                event = self.seen.events[value.producer]
+                before = (*event.inputs, *(old for _, old in event.writes))
+                waiting.extend(_real(earlier, self.instead) for earlier in before)
+
+    def _slot(self, number: int) -> int:
+        return self.slots.setdefault(number, len(self.slots))
+
+    def _leaf(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Slot):
+            return leaf
+        number = _real(leaf.number, self.instead)
+        value = self.seen.values[number]
         if value.name is not None:
             return Named(value.name)
-        if value.producer in needed or number == call.made:
-            return Slot(slot(number))
-        return value.tensor.detach().clone()
+        if number in self.made or value.producer in self.needed:
+            return Slot(self._slot(number))
+        return self.seen.constants[number].clone()
 
-    instructions = []
-    for number in sorted(needed):
-        event = seen.events[number]
-        args, kwargs = map_leaves(leaf, (event.args, event.kwargs))
-        results = tuple(slot(one) for one in event.results)
-        writes = tuple((slot(new), slot(old)) for new, old in event.writes if old in slots)
-        shape = tuple(seen.values[_real(event.inputs[0], instead)].tensor.shape) if event.inputs else ()
-        function = portable(event.function)
-        instructions.append(Instruction(function, args, kwargs, results, writes, event.autocast, shape))
-    posts = tuple((consumer, slot(_real(number, instead))) for consumer, number in targets)
-    consumers = {one.layer: one for one in seen.calls}
-    reads = tuple(consumers[name].reads(call.neurons) for name, _ in posts)
-    return Region(tuple(instructions), posts, tuple(call.pre.shape), reads, call.layout), needed
+    def _instruction(self, number: int) -> Instruction:
+        event = self.seen.events[number]
+        args, kwargs = map_leaves(self._leaf, (event.args, event.kwargs))
+        results = tuple(self._slot(result) for result in event.results)
+        writes = tuple((self._slot(new), self.slots[old]) for new, old in event.writes if old in self.slots)
+        first = self.seen.values[_real(event.inputs[0], self.instead)] if event.inputs else None
+        shape = () if first is None else tuple(first.tensor.shape)
+        return Instruction(portable(event.function), args, kwargs, results, writes, event.autocast, shape)
 
-
-# ---- what a region does, found out by running it ----
+    def _post(self, reader: int) -> Post:
+        call = self.seen.calls[reader]
+        read = self._leaf(Slot(call.read))
+        assert isinstance(read, (Slot, Named)), f"{call.layer} reads nothing that a layer computed"
+        return Post(call.layer, reader, read.number if isinstance(read, Slot) else read, call.given)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -232,161 +305,3 @@ def close(one: Tensor, other: Tensor) -> bool:
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     tolerance = 32 * torch.finfo(other.dtype).eps * max(scale, torch.finfo(other.dtype).tiny)
     return torch.allclose(one.double(), other.double(), rtol=0.0, atol=tolerance, equal_nan=True)
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What is known of a region that passed every test; see `HiddenLayer`."""
-
-    uniform: bool
-    odd: bool
-    homogeneous: bool
-    per_neuron: tuple[tuple[str, int], ...] = ()
-    cut: Reason | None = None
-
-
-class Probe:
-    """Runs a region on copies of values, parameters and buffers, in eval mode."""
-
-    def __init__(self, region: Region, named: Mapping[str, Tensor], pre: Tensor) -> None:
-        self.region, self.layout = region, region.layout
-        self.named = {name: named[name].detach().clone() for name in region.names}
-        self.pre = pre
-        self.width = pre.shape[self.layout.dim]
-        self.generator = torch.Generator(pre.device).manual_seed(0)
-        samples = self._samples(pre)
-        self.rows = torch.linspace(0, len(samples) - 1, min(len(samples), _FEW), device=pre.device).long().flip(0)
-        self.few = samples[self.rows]
-        if not self.layout.positions:
-            self.few = self.few.reshape(-1, *(1,) * (pre.dim() - 2), self.width)
-
-    def _samples(self, value: Tensor) -> Tensor:
-        """What must not mix, apart along the first dimension: samples and, unless neurons are maps, positions."""
-        return value if self.layout.positions else value.reshape(-1, value.shape[-1])
-
-    def run(self, pre: Tensor, named: Mapping[str, Tensor] | None = None) -> list[tuple[Layout, Tensor]]:
-        """The inputs of all consumers, without duplicates, and where the neurons are in them."""
-        copies = {name: tensor.clone() for name, tensor in (self.named if named is None else named).items()}
-        found = self.region.run(copies, pre)
-        ways = zip(self.region.posts, self.region.reads, strict=True)
-        slots = {(slot, layout): (layout, found[consumer]) for (consumer, slot), layout in ways}
-        return list(slots.values())
-
-    def refusal(self, given: Mapping[str, Tensor]) -> Reason | None:
-        """Why the region does not keep neurons and samples apart.
-
-        Args:
-            given: what each consumer really read.
-        """
-        if self.layout.positions and self.pre.dim() != -self.layout.dim + 1:
-            return Reason("no batch dimension")
-        for (consumer, _), layout in zip(self.region.posts, self.region.reads, strict=True):
-            post = given[consumer]
-            maps = self.layout.positions and len(post) == len(self.pre) and layout.fits(post, self.width)
-            if not maps and (post.shape[-1:] != self.pre.shape[-1:] or post.numel() != self.pre.numel()):
-                return Reason("changes size", f"from {tuple(self.pre.shape)} to {tuple(post.shape)}")
-        first, second = self.run(self.pre), self.run(self.pre)
-        if not all(same(one, other) for (_, one), (_, other) in zip(first, second, strict=True)):
-            return Reason("random in eval")
-        again = self.region.run({name: tensor.clone() for name, tensor in self.named.items()}, self.pre)
-        for consumer, post in given.items():
-            if not same(again[consumer], post):
-                return Reason("lost from sight in", f"the way to {consumer!r}")
-        if any(self._rows_leak(scale) for scale in _SCALES):
-            return Reason("rows mix", ", ".join(self.region.functions))
-        reason = self._differing_rows(first)
-        if reason is None and any(self._columns_leak(scale) for scale in _SCALES):
-            return Reason("columns mix", ", ".join(self.region.functions))
-        return reason
-
-    def _half(self, of: int) -> Tensor:
-        return torch.rand(of, generator=self.generator, device=self.pre.device) < 0.5
-
-    def _moved(self, value: Tensor, scale: float) -> Tensor:
-        noise = torch.randn(value.shape, generator=self.generator, device=value.device).to(value.dtype)
-        return value + scale * (1 + value.abs().mean()) * noise
-
-    def _rows_leak(self, scale: float) -> bool:
-        """Whether changing some samples changes others."""
-        samples, before = self._samples(self.pre), self.run(self.pre)
-        moved = self._moved(samples, scale)
-        half = self._half(len(samples))
-        for changed in (half, ~half):
-            apart = changed.reshape(-1, *(1,) * (samples.dim() - 1))
-            new = torch.where(apart, moved, samples).reshape(self.pre.shape)
-            for (_, old), (_, now) in zip(before, self.run(new), strict=True):
-                if old.shape != now.shape or not same(self._samples(old)[~changed], self._samples(now)[~changed]):
-                    return True
-        return False
-
-    def _columns_leak(self, scale: float) -> bool:
-        """Whether changing some neurons changes others."""
-        before, moved = self.run(self.few), self._moved(self.few, scale)
-        half = self._half(self.width)
-        for changed in (half, ~half):
-            apart = changed.reshape(-1, *(1,) * (-1 - self.layout.dim))
-            rest = torch.nonzero(~changed).flatten()
-            for (layout, old), (_, now) in zip(before, self.run(torch.where(apart, moved, self.few)), strict=True):
-                if old.shape != now.shape or not same(layout.select(old, rest), layout.select(now, rest)):
-                    return True
-        return False
-
-    def _differing_rows(self, whole: list[tuple[Layout, Tensor]]) -> Reason | None:
-        """Whether rows taken out of their places cannot stand for themselves."""
-        try:
-            posts = self.run(self.few)
-        except Exception as error:  # noqa: BLE001  # any failure means that the rows need each other
-            return Reason("rows differ", str(error))
-        pairs = zip(posts, whole, strict=True)
-        if all(close(self._samples(post), self._samples(old)[self.rows]) for (_, post), (_, old) in pairs):
-            return None
-        return Reason("rows differ", ", ".join(self.region.functions))
-
-    def traits(self) -> Traits:
-        """Uniformity, symmetry, scaling, and which tensors go with the neurons."""
-        per_neuron, cut = self._cut()
-        if per_neuron or not self._uniform():
-            return Traits(uniform=False, odd=False, homogeneous=False, per_neuron=per_neuron, cut=cut)
-        wide = self._wide()
-        plus, minus, double = self.run(wide), self.run(-wide), self.run(2 * wide)
-        odd = all(close(-m, p) for (_, m), (_, p) in zip(minus, plus, strict=True))
-        homogeneous = all(close(d, 2 * p) for (_, d), (_, p) in zip(double, plus, strict=True))
-        return Traits(uniform=True, odd=odd, homogeneous=homogeneous, per_neuron=per_neuron, cut=cut)
-
-    def _wide(self) -> Tensor:
-        noise = torch.rand(self.few.shape, generator=self.generator, device=self.pre.device)
-        return (8 * noise - 4).to(self.pre.dtype)
-
-    def _uniform(self) -> bool:
-        for _ in range(8):
-            first = self._wide().narrow(self.layout.dim, 0, 1)
-            for layout, post in self.run(first.expand(self.few.shape)):
-                rows = layout.rows(post)
-                if not close(rows, rows[:, :1].expand(rows.shape)):
-                    return False
-        return True
-
-    def _cut(self) -> tuple[tuple[tuple[str, int], ...], Reason | None]:
-        """Find the dimensions of parameters and buffers that are cut when neurons are."""
-        if self.width < 2:
-            return (), None
-        kept = torch.randperm(self.width, generator=self.generator, device=self.pre.device)[: self.width // 2].sort()[0]
-        wide = self._wide()
-        whole = [layout.select(post, kept) for layout, post in self.run(wide)]
-        shapes = [(name, tensor.shape) for name, tensor in self.named.items()]
-        choices = [
-            [(name, dim) for dim in reversed(range(len(shape))) if shape[dim] == self.width] + [None]
-            for name, shape in shapes
-        ]
-        failure = "other values"
-        for combination in list(product(*choices))[:64]:
-            dims = tuple(one for one in combination if one is not None)
-            named = {**self.named, **{name: self.named[name].index_select(dim, kept) for name, dim in dims}}
-            try:
-                posts = self.run(self.layout.select(wide, kept), named)
-            except Exception as error:  # noqa: BLE001  # any failure means that this is not how it is cut
-                failure = str(error)
-                continue
-            if all(close(post, part) for (_, post), part in zip(posts, whole, strict=True)):
-                return dims, None
-        return (), Reason("cannot be cut", failure)

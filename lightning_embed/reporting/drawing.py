@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_embed.reporting.history import History
-from lightning_embed.surgery.snapshot import LayerShape
+from lightning_embed.surgery.persist.snapshot import LayerShape
 
 HEIGHT = 46.0  # of a row, in the units of page.css
 TOP, BOTTOM = 14.0, 32.0  # of the bar in it
@@ -71,7 +71,10 @@ def network(history: History) -> list[Row]:
 def _fate(layer: LayerShape, now: int | None) -> str:
     if now is None:
         return f"merged into {', '.join(layer.consumers)}" if layer.consumers else "gone"
-    return f"−{layer.width - now:,} neurons" if layer.name != "input" and now < layer.width else ""
+    if layer.name == "input" or now >= layer.width:
+        return ""
+    beside = f" with {', '.join(layer.beside)}" if layer.beside else ""
+    return f"−{layer.width - now:,} neurons{beside}"
 
 
 def _linked(names: Sequence[str], layers: Mapping[str, LayerShape]) -> list[bool]:

@@ -30,8 +30,8 @@ from lightning_embed.errors import InputError
 from lightning_embed.reporting.curves import Curve
 from lightning_embed.reporting.environment import environment
 from lightning_embed.surgery import Measurement, Record, Result, Size, Snapshot
-from lightning_embed.surgery.plan import plain
-from lightning_embed.surgery.snapshot import LayerShape, Similarity, agreement
+from lightning_embed.surgery.change.step import plain
+from lightning_embed.surgery.persist.snapshot import LayerShape, Similarity, agreement
 
 NAME = "history.jsonl"
 SECONDS = 5.0  # entries are written out at least as often, if any come

@@ -13,8 +13,8 @@ from lightning_embed.reporting.drawing import network
 from lightning_embed.reporting.history import Agreement, History
 from lightning_embed.reporting.pixels import css_gradient, picture
 from lightning_embed.surgery import Record, Snapshot
-from lightning_embed.surgery.plan import describe_evidence
-from lightning_embed.surgery.snapshot import Similarity
+from lightning_embed.surgery.change.step import describe_evidence
+from lightning_embed.surgery.persist.snapshot import Similarity
 
 TABLED = 20  # classes up to which an agreement matrix is a table
 EVENTS = 6  # agreement matrices, the latest

@@ -10,7 +10,7 @@ from typing import TextIO
 from tabulate import tabulate
 
 from lightning_embed.reporting.checkpoint import Description
-from lightning_embed.surgery.plan import describe_evidence
+from lightning_embed.surgery.change.step import describe_evidence
 
 LAYERS = ("layer", "inputs", "neurons", "parameters", "merged")
 MERGES = ("epoch", "layer", "criterion", "neurons", "evidence", "change", "agreement")

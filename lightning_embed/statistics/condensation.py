@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
 
@@ -76,7 +76,7 @@ def _directions(vectors: Tensor) -> Tensor:
     return rows
 
 
-def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) -> list[list[int]]:
+def cosine_groups(vectors: Tensor | Sequence[Tensor], threshold: float, *, absolute: bool = False) -> list[list[int]]:
     r"""Group neurons whose vectors all point in one direction.
 
     Complete linkage on $1 - c_{ij}$ cut at $1 -$ threshold: every two members of a group have
@@ -91,8 +91,11 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     largest, if that reaches the threshold, and begins a group of its own otherwise: every two members are
     similar then too, but there may be more groups than linkage would find.
 
+    Where several layers make one neuron (a gate and what it gates), the similarity of two neurons is the smallest of
+    those in each layer and in all of them together.
+
     Args:
-        vectors: augmented input weights, shape (neurons, entries).
+        vectors: augmented input weights, shape (neurons, entries); of several layers one each.
         threshold: smallest similarity within a group, in [0, 1]. At 1, rounding decides.
         absolute: compare $|c_{ij}|$ instead, for odd activations, whose neurons -v and v are one feature.
 
@@ -110,8 +113,8 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     """
     if not 0.0 <= threshold <= 1.0:
         raise InputError(f"`threshold` is {threshold}; a similarity between 0 and 1 is needed.")
-    rows = _directions(vectors)
-    directed = torch.isfinite(rows).all(dim=1)
+    rows = _directions(vectors) if isinstance(vectors, Tensor) else _several_directions(vectors)
+    directed = torch.isfinite(rows.flatten(1)).all(dim=1)
     numbers = torch.nonzero(directed).flatten()
     groups = [[neuron] for neuron in torch.nonzero(~directed).flatten().tolist()]
     for part in _parts(rows[numbers], threshold, absolute):
@@ -124,7 +127,21 @@ def cosine_groups(vectors: Tensor, threshold: float, *, absolute: bool = False) 
     return sorted(groups)
 
 
+def _several_directions(vectors: Sequence[Tensor]) -> Tensor:
+    """Directions in each layer and in all together, shape (neurons, layers + 1, entries), padded with zeros."""
+    if len({len(one) for one in vectors}) != 1:
+        raise InputError(f"`vectors` are of {[len(one) for one in vectors]} neurons; they must be the same.")
+    whole = torch.cat([one.detach() for one in vectors], dim=1)
+    if len(vectors) == 1:
+        return _directions(whole)
+    padded = [nn.functional.pad(_directions(one), (0, whole.shape[1] - one.shape[1])) for one in (*vectors, whole)]
+    return torch.stack(padded, dim=1)
+
+
 def _similarity(rows: Tensor, others: Tensor, absolute: bool) -> Tensor:
+    if rows.dim() == 3:  # of several layers: the smallest counts
+        pairs = zip(rows.unbind(1), others.unbind(1), strict=True)
+        return torch.stack([_similarity(row, other, absolute) for row, other in pairs]).amin(dim=0)
     cosine = (rows @ others.T).clamp(-1.0, 1.0)
     return cosine.abs() if absolute else cosine
 

@@ -1,5 +1,7 @@
 """Span: the neurons whose features, with the constant, carry all that the consumers read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +41,13 @@ def _check_features(features: Tensor) -> None:
 
 
 def span_order(
-    features: Tensor, consumer_weight: Tensor, tolerance: float, *, intercept: bool = True, most: int | None = None
+    features: Tensor | Sequence[Tensor],
+    consumer_weight: Tensor | Sequence[Tensor],
+    tolerance: float,
+    *,
+    intercept: bool | Sequence[bool] = True,
+    most: int | None = None,
+    shares: bool = True,
 ) -> Span:
     r"""Order the neurons by how much of what the consumers receive each adds to the span.
 
@@ -53,14 +61,21 @@ def span_order(
     Taking the neuron with the largest $R_{jj} \|W_{:,j}\|^2$ instead needs more neurons for the same
     change: it counts what each neuron sends, not what they send together. Unread neurons are never kept.
 
+    Where consumers c read different values $h_c$ of the same neurons, one neuron is kept or dropped in all of them:
+    the gain is $\sum_c \|W_c R_{c:,j}\|^2 / R_{cjj} / \mathrm{tr}\,W_c G_c W_c^\top$, and the fraction the root
+    mean square over c.
+
     Args:
-        features: post, shape (samples, neurons).
-        consumer_weight: weights of the consumers, stacked, shape (outputs, neurons).
+        features: post, shape (samples, neurons); of several reads one each, whose samples may differ in number.
+        consumer_weight: weights of the consumers, stacked, shape (outputs, neurons); of several reads one each.
         tolerance: residual fraction at which to stop, in [0, 1]; 0 stops where rounding errors are left,
             from about 1e-5 on.
-        intercept: whether the constant belongs to the span; if not, G is the second moment about 0. It does not
-            where no bias can make up for it, as before a convolution that pads with zeros.
+        intercept: whether the constant belongs to the span (of several reads one each, or one for all); if not, G is
+            the second moment about 0. It does not where no bias can make up for it, as before a convolution that pads
+            with zeros.
         most: number of kept neurons at which to stop too; None for no bound.
+        shares: whether every one of several reads counts alike; if not, their weights are in common units, and what is
+            missing of each adds up.
 
     Returns:
         The kept neurons and the residual fractions; empty if no feature varies or none is read. With few
@@ -72,10 +87,32 @@ def span_order(
     >>> h = torch.tensor([[0.0, 0.0, 1.0], [1.0, 2.0, 1.0], [2.0, 4.0, 1.0]])
     >>> span_order(h, torch.ones(1, 3), 0.01).kept  # the first is half the second, the third constant
     (1,)
+    >>> span_order([h, h.flip(0).square()], [torch.ones(1, 3), torch.ones(1, 3)], 0.01).kept
+    (1,)
     """
     if not 0.0 <= tolerance <= 1.0:
         raise InputError(f"`tolerance` is {tolerance}; a residual fraction between 0 and 1 is needed.")
-    return _greedy(weighted(features, consumer_weight, intercept=intercept), tolerance, most)
+    return _greedy(weighted_reads(features, consumer_weight, intercept), tolerance, most, shares)
+
+
+def weighted_reads(
+    features: Tensor | Sequence[Tensor],
+    consumer_weight: Tensor | Sequence[Tensor],
+    intercept: bool | Sequence[bool],
+) -> list[Weighted]:
+    """The reads of `span_order`, each checked and in common units (see `weighted`)."""
+    features = [features] if isinstance(features, Tensor) else list(features)
+    weights = [consumer_weight] if isinstance(consumer_weight, Tensor) else list(consumer_weight)
+    intercepts = [intercept] * len(features) if isinstance(intercept, bool) else list(intercept)
+    if not features or len({len(features), len(weights), len(intercepts)}) > 1:
+        raise InputError(
+            f"There are {len(features)} features, {len(weights)} weights and {len(intercepts)} intercepts; every read "
+            "needs one of each."
+        )
+    return [
+        weighted(rows, weight, intercept=constant)
+        for rows, weight, constant in zip(features, weights, intercepts, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,49 +177,102 @@ def weighted(features: Tensor, consumer_weight: Tensor, *, intercept: bool) -> W
     return Weighted(rows, weight / norms.where(norms > 0, 1.0), variance, floor)
 
 
-def _greedy(given: Weighted, tolerance: float, most: int | None) -> Span:
-    """Pivot on G of `span_order`, read by W.
+class _Pivots:
+    """What the kept neurons leave of one read: pivoting on G of `span_order`, read by W.
 
     With l the new column of the Cholesky factor, R loses l lᵀ and Q = R Wᵀ W R loses l fᵀ + f lᵀ, where
     f = Q[:, pivot] / √R[pivot, pivot] - ‖W l‖² l / 2. Only the diagonals of R and Q and the rows l, f are
     kept up to date; a full R would be rewritten at every pivot. Where R or Q are rounding alone, their ratio may be
     anything. G and the first Q are computed row by row where they would be too large.
+
+    Attributes:
+        total: tr W G Wᵀ.
+        left: tr W R Wᵀ.
+        variance: the diagonal of R, shape (neurons,).
+        gain: what each neuron would take from `left`.
     """
-    samples, width = given.rows.shape
-    whole = width <= WHOLE
-    gram = given.gram() if whole else None
-    received, total = given.reading(gram)
-    read = received.T @ received if whole else None
-    gram_diagonal, read_diagonal = given.variance.clone(), received.square().sum(0)
-    read_floor = width * torch.finfo(received.dtype).eps * read_diagonal.amax()
-    bound = min(samples, width, width if most is None else most)  # of the rank
-    factor, half = received.new_empty(bound, width), received.new_empty(bound, width)
+
+    def __init__(self, given: Weighted, bound: int) -> None:
+        self.given = given
+        samples, width = given.rows.shape
+        whole = width <= WHOLE
+        self._gram = given.gram() if whole else None
+        self._received, self.total = given.reading(self._gram)
+        self._read = self._received.T @ self._received if whole else None
+        self.variance, self._read_diagonal = given.variance.clone(), self._received.square().sum(0)
+        self._read_floor = width * torch.finfo(self._received.dtype).eps * self._read_diagonal.amax()
+        rank = min(samples, width, bound)
+        self._factor, self._half = self._received.new_empty(rank, width), self._received.new_empty(rank, width)
+        self._count = 0
+        self.left = self.total
+        self.gain = self._gains()
+
+    def _gains(self) -> Tensor:
+        told = (self.variance > self.given.floor) & (self._read_diagonal > self._read_floor)
+        if self._count == len(self._factor):
+            return torch.zeros_like(self.variance)
+        return torch.where(told, self._read_diagonal / self.variance, 0.0)
+
+    def take(self, pivot: int) -> None:
+        """Keep one more neuron; nothing changes where it adds nothing."""
+        if self.gain[pivot] > 0:
+            self._update(pivot)
+        self.variance[pivot] = 0.0
+        self.gain = self._gains()
+
+    def _update(self, pivot: int) -> None:
+        factor, half = self._factor, self._half
+        k, scale = self._count, self.variance[pivot].sqrt()
+        # both rows at once: reading the factor is what costs
+        known, known_half = torch.stack([factor[:k, pivot], half[:k, pivot]]) @ factor[:k]
+        rows = self.given.rows
+        column = self._gram[pivot] if self._gram is not None else rows[:, pivot] @ rows / len(rows)
+        column = (column - known) / scale
+        f = self._read[pivot] if self._read is not None else self._received[:, pivot] @ self._received
+        f = (f - factor[:k, pivot] @ half[:k] - known_half) / scale - self.gain[pivot] / 2 * column
+        factor[k], half[k] = column, f
+        self._count += 1
+        self.variance = (self.variance - column.square()).clamp_min(0.0)
+        self._read_diagonal = (self._read_diagonal - 2 * column * f).clamp_min(0.0)
+        self.left = (self.left - self.gain[pivot]).clamp_min(0.0)
+
+
+def _greedy(given: Sequence[Weighted], tolerance: float, most: int | None, shares: bool) -> Span:
+    """Keep the neuron of the largest gain, again and again."""
+    width = given[0].rows.shape[1]
+    if any(read.rows.shape[1] != width for read in given):
+        raise InputError(f"The reads have {[read.rows.shape[1] for read in given]} neurons; they must be the same.")
+    bound = width if most is None else min(most, width)
+    reads = [read for read in (_Pivots(one, bound) for one in given) if read.total > 0]
+    apart = shares and len(reads) > 1
+    scales = [read.total if apart else 1.0 for read in reads]
+
+    def over_reads(values: Sequence[Tensor]) -> Tensor:
+        if len(values) == 1:
+            return values[0]
+        device = values[0].device
+        return torch.stack([value.to(device) / scale for value, scale in zip(values, scales, strict=True)]).sum(dim=0)
+
     kept: list[int] = []
     residual: list[Tensor] = []
-    left, fraction = total, 1.0
-    while len(kept) < bound and total > 0 and fraction > tolerance:
-        told = (gram_diagonal > given.floor) & (read_diagonal > read_floor)
-        gain = torch.where(told, read_diagonal / gram_diagonal, 0.0)
+    fraction = 1.0
+    if not reads:
+        return Span((), given[0].rows.new_zeros(0))
+    total = over_reads([read.total for read in reads])
+    while len(kept) < bound and fraction > tolerance:
+        gain = over_reads([read.gain for read in reads])
         if gain.amax() <= 0:
             break
         # of equals the one with most variance left: its multiple stands for the others with smaller numbers
-        pivot = int(torch.where(gain >= (1 - _TIE) * gain.amax(), gram_diagonal, 0.0).argmax())
-        k, scale = len(kept), gram_diagonal[pivot].sqrt()
-        # both rows at once: reading the factor is what costs
-        known, known_half = torch.stack([factor[:k, pivot], half[:k, pivot]]) @ factor[:k]
-        column = gram[pivot] if gram is not None else given.rows[:, pivot] @ given.rows / samples
-        column = (column - known) / scale
-        f = read[pivot] if read is not None else received[:, pivot] @ received
-        f = (f - factor[:k, pivot] @ half[:k] - known_half) / scale - gain[pivot] / 2 * column
-        factor[k], half[k] = column, f
-        gram_diagonal = (gram_diagonal - column.square()).clamp_min(0.0)
-        gram_diagonal[pivot] = 0.0
-        read_diagonal = (read_diagonal - 2 * column * f).clamp_min(0.0)
-        left = (left - gain[pivot]).clamp_min(0.0)
-        fraction = float((left / total).sqrt())
+        variance = over_reads([read.variance for read in reads])
+        pivot = int(torch.where(gain >= (1 - _TIE) * gain.amax(), variance, 0.0).argmax())
+        for read in reads:
+            read.take(pivot)
+        share = (over_reads([read.left for read in reads]) / total).sqrt()
+        fraction = float(share)
         kept.append(pivot)
-        residual.append((left / total).sqrt())
-    return Span(tuple(kept), torch.stack(residual) if residual else received.new_zeros(0))
+        residual.append(share)
+    return Span(tuple(kept), torch.stack(residual) if residual else given[0].rows.new_zeros(0))
 
 
 def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> int:
@@ -206,7 +296,12 @@ def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> i
 
 
 def refit(
-    features: Tensor, kept: Sequence[int], ridge: float = 1e-6, *, intercept: bool = True
+    features: Tensor,
+    kept: Sequence[int],
+    ridge: float = 1e-6,
+    *,
+    intercept: bool = True,
+    target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Express all features by the kept ones and the constant.
 
@@ -225,6 +320,8 @@ def refit(
         kept: numbers of the kept neurons, in the order that the columns of M shall have.
         ridge: r, relative to the mean eigenvalue, above 0.
         intercept: whether the constant may be used; if not, C is the second moment about 0 and s = 0.
+        target: what the features were before other merges changed them, of the same shape; the kept features, as they
+            are now, are fitted to all of them, the kept ones included.
 
     Returns:
         M, shape (neurons, len(kept)), and s, shape (neurons,), both float64.
@@ -244,21 +341,29 @@ def refit(
     if not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
+    wanted = h
+    if target is not None:
+        _check_features(target)
+        if target.shape != features.shape:
+            raise InputError(f"`target` has shape {tuple(target.shape)}, expected that of `features`.")
+        wanted = target.detach().double().to(h.device)
     mean = h.mean(0) if intercept else h.new_zeros(width)
+    wanted_mean = wanted.mean(0) if intercept else mean
     index = torch.tensor(list(kept), dtype=torch.long, device=h.device)
-    centered = h - mean
-    basis = centered[:, index]
+    basis = h[:, index] - mean[index]
     covariance = basis.T @ basis / h.shape[0]
     scale = covariance.diagonal().mean() if len(kept) else covariance.new_zeros(())
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
     if scale > 0:
-        cross = basis.T @ centered / h.shape[0]
+        cross = basis.T @ (wanted - wanted_mean) / h.shape[0]
         factors = torch.linalg.lu_factor(covariance + ridge * scale * identity)
         once = torch.linalg.lu_solve(*factors, cross)
         mix = (once + torch.linalg.lu_solve(*factors, cross - covariance @ once)).T.contiguous()
     else:
         mix = h.new_zeros(width, len(kept))  # only the constant is left to fit with
-    mix[index] = identity
-    shift = mean - mix @ mean[index]
-    shift[index] = 0.0
+    if target is None:
+        mix[index] = identity
+    shift = wanted_mean - mix @ mean[index]
+    if target is None:
+        shift[index] = 0.0
     return mix, shift

@@ -1,33 +1,45 @@
 """The only place that changes a model."""
 
-from lightning_embed.surgery.apply import apply
-from lightning_embed.surgery.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
-from lightning_embed.surgery.criteria import Criteria, Tolerance
+from lightning_embed.surgery.change.apply import apply
+from lightning_embed.surgery.change.embed import deepen, widen
+from lightning_embed.surgery.change.embedding import Null, Split, embed
+from lightning_embed.surgery.change.layer_merge import LayerMerge
+from lightning_embed.surgery.change.neuron_merge import Fit, NeuronMerge
+from lightning_embed.surgery.change.plan import Plan
+from lightning_embed.surgery.change.reconstruction import Reconstruction
+from lightning_embed.surgery.change.records import Record, records_table
+from lightning_embed.surgery.change.step import Step
+from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.tolerance import Tolerance
 from lightning_embed.surgery.distill import distill
-from lightning_embed.surgery.embed import deepen, widen
-from lightning_embed.surgery.embedding import Null, Split, embed
-from lightning_embed.surgery.export import export
-from lightning_embed.surgery.measure import LayerMeasurement, Measurement
-from lightning_embed.surgery.merging import merge
-from lightning_embed.surgery.plan import LayerMerge, NeuronMerge, Plan, Record, records_table
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
+from lightning_embed.surgery.nominate.measure import LayerMeasurement, Measurement
+from lightning_embed.surgery.persist.checkpoint import KEY, attach, detach, load_from_checkpoint, read_architecture
+from lightning_embed.surgery.persist.export import export
+from lightning_embed.surgery.persist.snapshot import Size, Snapshot, snapshot
 from lightning_embed.surgery.prune import Result, measure, propose, prune
 from lightning_embed.surgery.sequential import mlp, theta_of
-from lightning_embed.surgery.snapshot import Size, Snapshot, snapshot
 
 __all__ = [
     "KEY",
     "Criteria",
+    "Criterion",
+    "Fit",
     "LayerMeasurement",
     "LayerMerge",
+    "LayerView",
     "Measurement",
     "NeuronMerge",
     "Null",
     "Plan",
+    "Reconstruction",
     "Record",
     "Result",
     "Size",
     "Snapshot",
     "Split",
+    "Step",
     "Tolerance",
     "apply",
     "attach",

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import is_layer, observe
-from lightning_embed.surgery.check import Check
-from lightning_embed.surgery.copying import copy_of, lazy_refused
-from lightning_embed.surgery.criteria import Criteria, Tolerance
-from lightning_embed.surgery.edit import parameter_count
-from lightning_embed.surgery.measure import Measurement, measure_layers
-from lightning_embed.surgery.merging import Sizes, merge
-from lightning_embed.surgery.plan import Plan, Record, plain, records_table
-from lightning_embed.surgery.sizes import check_sizes, fixed, shared
-from lightning_embed.surgery.snapshot import Size, Snapshot, snapshot
-from lightning_embed.tape import Tape, deal, record
-from lightning_embed.tape.tree import tensors_of
-
-MAX_SAMPLES = 4096
-BATCH = 256
+from lightning_embed.graph import observe
+from lightning_embed.surgery.calibration import halves
+from lightning_embed.surgery.change.edit import parameter_count
+from lightning_embed.surgery.change.plan import Plan
+from lightning_embed.surgery.change.records import Record, records_table
+from lightning_embed.surgery.change.step import plain
+from lightning_embed.surgery.decide.check import Check
+from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.tolerance import Tolerance
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.measure import Measurement, measure_layers
+from lightning_embed.surgery.nominate.sizes import ParameterShare, Sizes, Widths, check_sizes
+from lightning_embed.surgery.persist.copying import copy_of
+from lightning_embed.surgery.persist.snapshot import Size, Snapshot, snapshot
+from lightning_embed.tape import Tape
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +145,7 @@ def prune(
         wanted = math.floor(budget * was.size.parameters)
         pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
     elif widths is not None:
-        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, fixed(widths), seed)
+        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, Widths(widths), seed)
     else:
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
     after, became = look(pruned, fit, criteria or Criteria(), decide)
@@ -199,7 +198,7 @@ def _within(
     for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
         for evenly in (False, True):
             try:
-                runs.append(_run(model, fit, decide, criteria, tolerance, shared(parameters, evenly=evenly), seed))
+                runs.append(_run(model, fit, decide, criteria, tolerance, ParameterShare(parameters, evenly), seed))
             except InputError as error:  # one way may lead there where another does not
                 refusals.append(error)
     if not runs:
@@ -287,61 +286,3 @@ def look(
     graph = observe(model, tapes)
     measurement = measure_layers(model, graph, tapes, criteria)
     return measurement, snapshot(model, graph, tapes, decide, threshold=criteria.condensation)
-
-
-def halves(
-    model: nn.Module,
-    data: Any,
-    call: Callable[[Any], Any] | None,
-    output: Callable[[Any], Any] | None,
-    seed: int,
-) -> tuple[list[Tape], list[Tape]]:
-    """Record calibration tapes and deal them out in two halves, one that fits and one that decides."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if not any(is_layer(one) for one in model.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no nn.Linear and no convolution, so there is no hidden layer that could be "
-            "measured or merged."
-        )
-    empty = [name for name, one in model.named_parameters() if one.is_meta]
-    if empty:
-        raise InputError(f"{empty[0]} is on the meta device and holds no values; load or initialise the model first.")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed devices that are not put back
-        batches = batches_of(data)
-    with lazy_refused(model):
-        fit, decide = deal(record(model, batches, call=call, output=output))
-    if not decide:
-        raise InputError(
-            "data holds a single calibration sample; one half of the data fits and the other half decides, "
-            "so at least two are needed (some hundreds are sensible)."
-        )
-    return fit, decide
-
-
-def batches_of(data: Any) -> list[Any]:
-    """Batches of together about `MAX_SAMPLES` samples, of a tensor at least two."""
-    if isinstance(data, Tensor):
-        batches: list[Any] = (
-            list(data[:MAX_SAMPLES].split(max(1, min(BATCH, -(-len(data) // 2))))) if data.dim() else []
-        )
-    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
-        batches, samples = [], 0
-        for batch in data:
-            if _samples(batch) == 0:
-                continue
-            batches.append(batch)
-            samples += _samples(batch)
-            if samples >= MAX_SAMPLES:
-                break
-    else:
-        raise InputError(f"data must be a DataLoader, an iterable of batches or a tensor, got {type(data).__name__}.")
-    if not any(map(_samples, batches)):
-        raise InputError("data is empty: there is no calibration sample to measure anything on.")
-    return batches
-
-
-def _samples(batch: Any) -> int:
-    first = next(iter(tensors_of(batch)), None)
-    return 1 if first is None or first.dim() == 0 else len(first)

@@ -109,6 +109,18 @@ class Tape:
 
         return tuple((step.name, repr(map_leaves(kind, (step.args, step.kwargs)))) for step in self.steps)
 
+    def first(self, samples: int) -> Tape:
+        """A tape with the first samples alone: of what has the leading dimension of `samples` the beginning."""
+
+        def beginning(tensor: Tensor) -> Tensor:
+            return tensor[:samples] if tensor.dim() and len(tensor) == self.samples else tensor
+
+        steps = tuple(
+            replace(step, args=map_tensors(beginning, step.args), kwargs=map_tensors(beginning, step.kwargs))
+            for step in self.steps
+        )
+        return replace(self, steps=steps, samples=samples, nbytes=self.nbytes * samples // max(1, self.samples))
+
     def halves(self) -> list[Tape]:
         """Two tapes with every other sample each: what has the leading dimension of `samples` is taken apart."""
 

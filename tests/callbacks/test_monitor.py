@@ -13,10 +13,10 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.analysis import splitting_curvature, tangent_rank
-from lightning_embed.callbacks import EmbeddingMonitor
+from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.callbacks.recording import Observed
 from lightning_embed.errors import InputError
-from lightning_embed.surgery import features
+from lightning_embed.surgery.nominate import features
 from lightning_embed.tape import replay
 from tests.callbacks.runs import Planted, loader, trainer
 
@@ -207,10 +207,10 @@ def test_looking_on_may_fail_without_harm(tmp_path, monkeypatch):
     expected = measured(tmp_path / "sound", "plain", monkeypatch)
     add = features.MomentCollector._add
 
-    def failing(self, layer, module, args, kwargs):
-        if args[0].requires_grad:  # in the training step, where nothing may fail
+    def failing(self, name, post):
+        if self._collector._model.training:  # in the training step, where nothing may fail
             raise MemoryError
-        add(self, layer, module, args, kwargs)
+        add(self, name, post)
 
     monkeypatch.setattr(features.MomentCollector, "_add", failing)
     found = measured(tmp_path / "failing", "plain", monkeypatch)
@@ -236,3 +236,20 @@ def test_a_failing_step_leaves_no_hook_behind(tmp_path, at):
 def test_every_n_steps_must_be_a_positive_integer(value):
     with pytest.raises(le.InputError, match="every_n_steps"):
         EmbeddingMonitor(every_n_steps=value)
+
+
+@pytest.mark.parametrize("monitor_first", [True, False])
+def test_monitor_and_pruner_share_criteria_and_say_when_they_differ(tmp_path, caplog, monitor_first):
+    one, other = le.Criteria(linearization=0.5), le.Criteria(linearization=0.7)
+
+    def after_a_fit(monitor, pruner):
+        callbacks = [monitor, pruner] if monitor_first else [pruner, monitor]
+        caplog.clear()
+        trainer(tmp_path, callbacks, max_epochs=1).fit(Planted(), loader())
+        lines = [entry.getMessage() for entry in caplog.records if "criteria" in entry.getMessage().lower()]
+        return monitor.criteria, pruner.criteria, len([line for line in lines if " but " in line])
+
+    assert after_a_fit(EmbeddingMonitor(), EmbeddingPruner()) == (le.Criteria(), le.Criteria(), 0)
+    assert after_a_fit(EmbeddingMonitor(), EmbeddingPruner(one)) == (one, one, 0)
+    assert after_a_fit(EmbeddingMonitor(criteria=one), EmbeddingPruner()) == (one, one, 0)
+    assert after_a_fit(EmbeddingMonitor(criteria=one), EmbeddingPruner(other)) == (one, other, 1)

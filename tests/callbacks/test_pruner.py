@@ -169,10 +169,10 @@ def test_private_data_stay_out_of_checkpoints(tmp_path):
 
 
 def test_what_was_merged_before_an_error_is_kept_on_record(tmp_path, monkeypatch):
-    def fail(self):
+    def fail(bench, criteria):
         raise le.ReplayError("as planned")
 
-    monkeypatch.setattr("lightning_embed.surgery.merging._Merging._neurons", fail)
+    monkeypatch.setattr("lightning_embed.surgery.decide.merging.merge_neurons", fail)
     pruner, model = EmbeddingPruner(**EXACT), Planted()
     run = trainer(tmp_path, [pruner], logger=CSVLogger(tmp_path, "", ""))
     run.fit(model, loader())

@@ -5,8 +5,10 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from lightning_embed.graph import Layout
 from lightning_embed.operators import group_mix
 from lightning_embed.surgery import LayerMerge, NeuronMerge, Plan
+from lightning_embed.surgery.change.neuron_merge import one_fit
 
 
 def mlp(*sizes, activation=nn.Tanh, bias=True, dtype=torch.float64, seed=0):
@@ -39,11 +41,11 @@ def neuron_merge(model, groups, layer="0", consumer="2", per_neuron=(), criterio
     kept, mix = group_mix(groups, width)
     return NeuronMerge(
         layer=layer,
-        consumers=(consumer,),
-        per_neuron=tuple(per_neuron),
+        producers={layer: Layout.blocks(-1, width)},
+        reads={consumer: None},
+        per_neuron=tuple((name, Layout.blocks(dim, width)) for name, dim in per_neuron),
         kept=tuple(kept),
-        mix=mix,
-        shift=torch.zeros(width, dtype=torch.float64),
+        fits=one_fit([consumer], mix, torch.zeros(width)),
         criterion=criterion,
         evidence={"cosine": 1.0},
     )

@@ -11,8 +11,8 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.callbacks import EmbeddingPruner
 from lightning_embed.graph import observe
-from lightning_embed.surgery.features import collect_features, thinned
-from lightning_embed.surgery.measure import consumer_weight
+from lightning_embed.surgery.nominate.features import collect_features, thinned
+from lightning_embed.surgery.nominate.weights import consumer_weight
 from lightning_embed.tape import record
 from tests.callbacks.runs import trainer
 

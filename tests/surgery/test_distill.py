@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_embed as le
-from lightning_embed.surgery.check import Check
+from lightning_embed.surgery.decide.check import Check
 from lightning_embed.tape import record
 from tests.surgery.steps import mlp
 

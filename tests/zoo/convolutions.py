@@ -70,7 +70,7 @@ class GlobalMean(nn.Module):
         return self.fc(F.gelu(self.conv(x)).mean((2, 3)))
 
 
-@case("a", "", images, b="joined by", stem="joined by")
+@case("a stem", "", images, stem__layer="joined by", a__layer="convolution")
 class ResidualBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def single_image() -> nn.Module:
     return nn.Sequential(convolution(), nn.ReLU(), nn.Conv2d(WIDTH, OUT, 3))
 
 
-@case("", "", images, conv="joined by")
+@case("conv", "", images, conv__layer="joined by")
 class Concatenated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -155,7 +155,7 @@ def softmax() -> nn.Module:
     return between(nn.Softmax(-1))
 
 
-@case("", fc1="rows mix")
+@case("fc1", "", fc1__layer="rows mix")
 class RowsMix(Base):
     def middle(self, h: Tensor) -> Tensor:
         return h - h.mean(0)
@@ -167,7 +167,7 @@ class RandomInEval(Base):
         return h + torch.randn_like(h)
 
 
-@case("", fc1="changes size")
+@case("fc1", "", fc1__layer="changes size")
 class ChangesSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -177,13 +177,13 @@ class ChangesSize(nn.Module):
         return self.fc2(F.glu(self.fc1(x)))
 
 
-@case("", fc1="rows mix", batch=lambda: torch.randn(4, 3, IN))
+@case("fc1", "", fc1__layer="rows mix", batch=lambda: torch.randn(4, 3, IN))
 class Transposed(Base):
     def middle(self, h: Tensor) -> Tensor:
         return h.transpose(0, 1)
 
 
-@case("", fc1="rows differ")
+@case("fc1", "", fc1__layer="rows differ")
 class PositionalParameter(Base):
     def __init__(self) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class ResidualInside(Base):
         return h + self.act(h)
 
 
-@case("fc1", fc2="joined by", stem="joined by")
+@case("fc1 stem", "fc1", stem__layer="joined by")
 class ResidualAround(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResidualAround(nn.Module):
         return self.head(x + self.fc2(self.act(self.fc1(x))))
 
 
-@case("", fc1="joined by", fc2="joined by")
+@case("fc1 fc2", "", fc1__layer="joined by", fc2__layer="joined by")
 class Concatenation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Concatenation(nn.Module):
         return self.head(torch.cat([self.fc1(x).relu(), self.fc2(x)], -1))
 
 
-@case("", fc1="joined by", gate="joined by")
+@case("fc1", "", fc1__layer="joined by")
 class Gating(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def parametrized() -> nn.Module:
     return nn.Sequential(nn.Linear(IN, WIDTH), nn.Tanh(), weight_norm(nn.Linear(WIDTH, WIDTH)), nn.Linear(WIDTH, OUT))
 
 
-@case("", fc1="consumer shared", fc2="consumer shared")
+@case("fc1", "", fc1__layer="joined by")
 class ConsumerShared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def overridden_forward() -> nn.Module:
     return nn.Sequential(Doubled(IN, WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUT))
 
 
-@case("body.fc1 body.fc2", head="joined by")
+@case("body.fc1 body.fc2", head="is the model's output")
 class CalledTwice(nn.Module):
     """A siamese network."""
 
@@ -168,7 +168,13 @@ class Tokens(Base):
         return torch.tanh(h.contiguous()).view(b * t, w)
 
 
-@case("linear1", "", linear1__layer="activation in code", linear2="joined by", batch=lambda: torch.randn(4, 3, WIDTH))
+@case(
+    "linear1",
+    "",
+    linear1__layer="activation in code",
+    linear2="is the model's output",
+    batch=lambda: torch.randn(4, 3, WIDTH),
+)
 def transformer_layer() -> nn.Module:
     return nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
 
@@ -283,7 +289,7 @@ def called_straight() -> nn.Module:
     "encoder.0 decoder.0",
     batch=lambda: torch.randn(ROWS, IN),
     mu="is the model's output",
-    logvar="joined by",
+    logvar="random in eval",
     call=lambda model, batch: model.step(batch),
 )
 class Autoencoder(nn.Module):
@@ -333,7 +339,7 @@ class OutOfSight(Base):
         return self.act(h)
 
 
-@case("", fc1="calls disagree")
+@case("fc1", "", fc1__layer="calls disagree")
 class CallsDisagree(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x).relu()) + self.fc2(self.fc1(-x).tanh())

@@ -1,0 +1,236 @@
+"""Try and check: how far a changed model's outputs are from what they were, on data that no fit has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_embed.errors import InputError, ReplayError
+from lightning_embed.graph import Reason
+from lightning_embed.surgery.collect import Collector
+from lightning_embed.surgery.decide.tolerance import Tolerance
+from lightning_embed.tape import Tape, replay
+from lightning_embed.tape.tape import modules_by_name, preserved, set_modes
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a changed model does to the outputs (see `Tolerance`), or why it failed.
+
+    The metric is None where it is not asked for, or where the other bounds refuse already.
+    """
+
+    change: float
+    agreement: float
+    failure: str = ""
+    metric: tuple[float, float] | None = None
+
+    @property
+    def fall(self) -> float:
+        """How far the metric has fallen; 0 where it was not taken."""
+        return 0.0 if self.metric is None else self.metric[0] - self.metric[1]
+
+
+class Check:
+    """The outputs of a model on the deciding tapes, as they are now, to compare the changed model with.
+
+    change = ‖f′ − f‖_F / ‖f − mean f‖_F with the mean over samples; of several output tensors the worst counts.
+    It replays on the plain model, with no hooks. Part of the check is that every parameter that gets a gradient now
+    still gets one (or is gone).
+
+    Raises:
+        InputError: the outputs are not finite, there is no floating-point output, or the tolerance's metric fails.
+    """
+
+    def __init__(self, model: nn.Module, tapes: Sequence[Tape], tolerance: Tolerance | None) -> None:
+        self._tapes = tapes
+        self._tolerance = tolerance
+        self._outputs = outputs_of(model, self._tapes)
+        self._trained = self._with_gradient(model)
+        if not self._outputs:
+            raise InputError("The calibration calls return no floating-point tensor; say which with output=.")
+        if not all(bool(torch.isfinite(one).all()) for one in self._outputs):
+            raise InputError(
+                "The model's outputs on the calibration data hold NaN or infinite values, so no merge can be checked; "
+                "look at the data and at the weights."
+            )
+        if tolerance is not None and tolerance.agreement is not None and all(one.shape[1] < 2 for one in self._outputs):
+            raise InputError(
+                "Tolerance(agreement=…) compares the arg-max of class scores, but the outputs have a single column; "
+                "leave agreement=None for a regression."
+            )
+        if tolerance is not None and tolerance.metric is not None:
+            self._metric = _measured(model, tolerance.metric)
+
+    def effect(self, model: nn.Module) -> Effect:
+        """The cumulative effect of all changes since this object was made."""
+        try:
+            outputs = outputs_of(model, self._tapes)
+            lost = self._trained - self._with_gradient(model)
+        except ReplayError as error:
+            return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {error}")
+        if not self._alike(outputs):
+            return Effect(math.nan, math.nan, "the shapes of the outputs change")
+        lost &= {name for name, _ in model.named_parameters()}
+        change = self._largest(outputs)
+        scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
+        agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
+        if lost:
+            return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
+        return self._with_metric(model, Effect(change, agreement))
+
+    def change(self, model: nn.Module) -> float:
+        """The change alone, with no look at gradients; infinite where the calls fail."""
+        try:
+            outputs = outputs_of(model, self._tapes)
+        except ReplayError:
+            return math.inf
+        return self._largest(outputs) if self._alike(outputs) else math.inf
+
+    def _alike(self, outputs: Sequence[Tensor]) -> bool:
+        return [one.shape for one in outputs] == [one.shape for one in self._outputs]
+
+    def _largest(self, outputs: Sequence[Tensor]) -> float:
+        return max(_change(old, new) for old, new in zip(self._outputs, outputs, strict=True))
+
+    def refusal(self, effect: Effect) -> str:
+        """Why an effect is not allowed; empty when it is."""
+        if effect.failure or self._tolerance is None:
+            return effect.failure
+        if self._tolerance.allows(effect.change, effect.agreement, effect.fall):
+            return ""
+        if effect.change == math.inf:
+            return "change inf: an output overflows, or one changes that is constant on the deciding data"
+        if not effect.change <= self._tolerance.change:
+            return f"change {effect.change:.4g} > {self._tolerance.change:g}"
+        if effect.metric is not None:
+            return f"metric falls by {effect.fall:.4g} > {self._tolerance.drop:g}"
+        return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"
+
+    def _with_metric(self, model: nn.Module, effect: Effect) -> Effect:
+        """The effect with the user's own measure, which may be costly, where all else is allowed."""
+        tolerance = self._tolerance
+        if tolerance is None or tolerance.metric is None or self.refusal(effect):
+            return effect
+        try:
+            return replace(effect, metric=(self._metric, _measured(model, tolerance.metric)))
+        except InputError as error:
+            return replace(effect, failure=str(error))
+
+    def _with_gradient(self, model: nn.Module) -> set[str]:
+        """Names of the parameters that the outputs of one tape depend on."""
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad and not is_lazy(one)]
+        outputs = [one for one in replay(model, self._tapes[0], grad=True) if one.requires_grad]
+        if not named or not outputs:
+            return set()
+        total = torch.stack([one.double().sum() for one in outputs]).sum()
+        gradients = torch.autograd.grad(total, [one for _, one in named], allow_unused=True)
+        return {name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def _measured(model: nn.Module, metric: Callable[[nn.Module], float]) -> float:
+    """The value of a user's own measure of a model, which is left as it was."""
+    try:
+        with preserved(model), torch.no_grad():
+            set_modes(model, training=False)
+            value = metric(model)
+    except Exception as error:
+        raise InputError(f"Tolerance(metric=…) fails on the model: {type(error).__name__}: {error}") from error
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if not isinstance(number, Real) or not math.isfinite(number):
+        raise InputError(
+            f"Tolerance(metric=…) must return a finite number, the higher the better; it returned {value!r}."
+        )
+    return float(number)
+
+
+def outputs_of(model: nn.Module, tapes: Sequence[Tape]) -> list[Tensor]:
+    """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
+    columns: dict[tuple[int, int], list[Tensor]] = {}
+    for tape in tapes:
+        for place, output in enumerate(replay(model, tape)):
+            if output.is_floating_point() and output.numel():
+                rows = as_rows(output)
+                columns.setdefault((place, rows.shape[1]), []).append(rows)
+    return [torch.cat(parts) for parts in columns.values()]
+
+
+def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
+    """Why eval mode cannot be trusted yet: running statistics that are far from those of the calibration data.
+
+    With statistics that have settled, the outputs differ from those with the mean statistics of the calibration batches
+    by the error of the running ones, which average some training batches. It falls with the root of the batch size and
+    adds up over the batch norms; the calibration batches stand for those of the training.
+    """
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and _running(one)]
+    if not norms:
+        return None
+    tapes = [tape for tape in tapes if tape.samples > 1]  # a single sample has no variance to normalise by
+    if not tapes:
+        return Reason("batch-norm statistics lag", "batches of a single sample cannot tell; give larger ones")
+    outputs = outputs_of(model, tapes)
+    saved = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    try:
+        for norm in norms:  # without running statistics a batch norm takes those of the batch, in eval mode too
+            norm.running_mean = norm.running_var = None
+        settled = _statistics(model, norms, tapes)
+        for norm, old_mean, old_variance in saved:
+            if norm in settled and old_mean is not None and old_variance is not None:
+                mean, variance = settled[norm]
+                norm.running_mean, norm.running_var = mean.to(old_mean.dtype), variance.to(old_variance.dtype)
+        anew = outputs_of(model, tapes)
+    finally:
+        for norm, old_mean, old_variance in saved:
+            norm.running_mean, norm.running_var = old_mean, old_variance
+    worst = max((_change(old, new) for old, new in zip(outputs, anew, strict=True)), default=0.0)
+    bound = min(1.0, 3.0 * math.sqrt(len(norms) / max(tape.samples for tape in tapes)))
+    if worst <= bound:
+        return None
+    return Reason("batch-norm statistics lag", f"outputs differ by {worst:.2g} from settled ones, bound {bound:.2g}")
+
+
+def _statistics(
+    model: nn.Module, norms: Sequence[nn.Module], tapes: Sequence[Tape]
+) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """What each norm is given, channel by channel: mean and variance of the batches, averaged by their sizes."""
+
+    def look(given: Tensor) -> tuple[int, Tensor, Tensor]:
+        rows = given.transpose(0, 1).flatten(1)
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return rows.shape[1], wide.mean(1), wide.var(1)
+
+    names = {norm: name for name, norm in reversed(modules_by_name(model).items())}
+    collector = Collector(model)
+    seen = {norm: collector.reads(names[norm], look) for norm in norms}
+    collector.run(tapes)
+    settled = {}
+    for norm, parts in seen.items():
+        if not parts:
+            continue
+        total = sum(rows for rows, _, _ in parts)
+        mean = torch.stack([rows / total * mean for rows, mean, _ in parts]).sum(0)
+        settled[norm] = (mean, torch.stack([rows / total * variance for rows, _, variance in parts]).sum(0))
+    return settled
+
+
+def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.running_mean is not None and norm.running_var is not None
+
+
+def as_rows(output: Tensor) -> Tensor:
+    """An output as (samples, columns) in float64."""
+    return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
+
+
+def _change(old: Tensor, new: Tensor) -> float:
+    difference = torch.linalg.vector_norm(new - old).item()
+    scale = torch.linalg.vector_norm(old - old.mean(dim=0)).item()
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale > 0.0 else math.inf

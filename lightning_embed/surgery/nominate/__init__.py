@@ -1,0 +1,1 @@
+"""What measures hidden layers and nominates merges; nothing here changes a model."""

@@ -1,0 +1,154 @@
+"""Measure the hidden layers of a model on calibration data: the figures that nominate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from lightning_embed.graph import Graph, HiddenLayer, is_sharded, legend
+from lightning_embed.statistics import Moments, mpc_of_moments
+from lightning_embed.surgery.change.edit import submodule
+from lightning_embed.surgery.nominate.condensation import Condensation
+from lightning_embed.surgery.nominate.criteria import Criteria
+from lightning_embed.surgery.nominate.criterion import LayerView
+from lightning_embed.surgery.nominate.features import MomentCollector, collect_features
+from lightning_embed.surgery.nominate.linearization import reaches
+from lightning_embed.surgery.nominate.span import SpanCriterion
+from lightning_embed.tape import Tape
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """One hidden layer on the calibration data.
+
+    Attributes:
+        layer: qualified name of the Linear.
+        width: number of neurons.
+        constant: number of neurons whose feature is constant on the data; they are left out of `mpc`.
+        mpc: minimal Pearson correlation (NaN where every neuron is constant); None where pooling lies between pre and
+            post.
+        width_cosine: neurons that condensation would keep; None where the neurons' functions differ.
+        width_span: neurons that the span criterion would keep.
+        merge_neurons: why neurons may not be merged; empty when they may.
+        merge_layer: why the layer may not be removed; empty when it may.
+        widths: neurons that criteria of the user's own would keep, by their names.
+    """
+
+    layer: str
+    width: int
+    constant: int
+    mpc: float | None
+    width_cosine: int | None
+    width_span: int | None
+    merge_neurons: str = ""
+    merge_layer: str = ""
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every hidden layer of a model on the calibration data, and the Linears that were left alone and why."""
+
+    layers: tuple[LayerMeasurement, ...]
+    refused: tuple[tuple[str, str], ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers that are observed."""
+        return len(self.layers)
+
+    def linear_layers(self, threshold: float) -> int:
+        """Number of layers with MPC of at least `threshold`; one whose neurons are all constant counts."""
+        return sum(reaches(one.mpc, threshold) for one in self.layers if one.mpc is not None)
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                one.layer,
+                one.width,
+                one.constant or "",
+                "" if one.mpc is None else "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
+                "" if one.width_cosine is None else one.width_cosine,
+                "" if one.width_span is None else one.width_span,
+                one.merge_neurons or "yes",
+                one.merge_layer or "yes",
+            ]
+            for one in self.layers
+        ]
+        heads = [
+            "layer",
+            "width",
+            "constant",
+            "MPC",
+            "width/cosine",
+            "width/span",
+            "neurons may merge",
+            "layer may go",
+        ]
+        table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+        reasons = [reason for one in self.layers for reason in (one.merge_neurons, one.merge_layer)]
+        reasons += [reason for _, reason in self.refused]
+        left_alone = [f"left alone: {name}: {reason}" for name, reason in self.refused]
+        return "\n".join([table, *left_alone, *legend(reasons)])
+
+
+def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria) -> Measurement:
+    """Measure every hidden layer of a graph on tapes."""
+    layers = list(graph.layers)
+    features = collect_features(model, layers, tapes, power=False) if layers else {}
+    measured = []
+    for layer in layers:
+        if layer.name in features:
+            seen = features[layer.name]
+            widths = _kept_widths(LayerView(model, graph, layer, seen), criteria)
+            measured.append(_layer(layer, seen.moments, paired=seen.paired, widths=widths))
+    return _measurement(graph, measured)
+
+
+def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:
+    """How many neurons each criterion would keep; none where no weight is at hand, or values are not finite."""
+    modules = [submodule(view.model, name) for name in (*view.layer.producers, *view.layer.reads)]
+    if any(map(is_sharded, modules)) or not view.features.finite:
+        return {}
+    if not all(bool(torch.isfinite(weight).all()) for weight in view.consumer_weights):
+        return {}
+    kept = {criterion.name: criterion.kept_width(view) for criterion in criteria.chosen()}
+    return {name: width for name, width in kept.items() if width is not None}
+
+
+def measure_moments(graph: Graph, collected: MomentCollector) -> Measurement:
+    """What collected moments tell of every hidden layer of a graph: all but the kept widths."""
+    return _measurement(
+        graph,
+        [
+            _layer(layer, collected.moments[layer.name], paired=layer.name not in collected.unpaired)
+            for layer in graph.layers
+            if layer.name in collected.moments
+        ],
+    )
+
+
+def _measurement(graph: Graph, layers: Sequence[LayerMeasurement]) -> Measurement:
+    return Measurement(tuple(layers), tuple((name, str(reason)) for name, reason in graph.refused.items()))
+
+
+def _layer(
+    layer: HiddenLayer, moments: Moments, *, paired: bool, widths: Mapping[str, int] | None = None
+) -> LayerMeasurement:
+    kept = dict(widths or {})
+    return LayerMeasurement(
+        layer=layer.name,
+        width=layer.width,
+        constant=int(moments.constant.sum()),
+        mpc=float(mpc_of_moments(moments)) if paired else None,
+        width_cosine=kept.pop(Condensation.name, None),
+        width_span=kept.pop(SpanCriterion.name, None),
+        merge_neurons=layer.merge_neurons or "",
+        merge_layer=layer.merge_layer or "",
+        widths=kept,
+    )

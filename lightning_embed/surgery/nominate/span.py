@@ -1,0 +1,30 @@
+"""Span: neurons whose features lie in the span of the kept ones and the constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_embed.graph import Reason
+from lightning_embed.surgery.change.neuron_merge import NeuronMerge
+from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
+
+
+class SpanCriterion(Criterion):
+    """The neurons that carry all that the readers receive, up to a share."""
+
+    name = "span"
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def nominate(self, view: LayerView) -> Sequence[NeuronMerge] | Reason:
+        """Keep the fewest neurons that greedy choice finds, improved by exchange."""
+        kept = view.exchanged(view.order(self.share).kept)
+        if not 0 < len(kept) < view.layer.width:
+            return []
+        step = view.keep(kept, self.name, {"span": self.share})
+        return step if isinstance(step, Reason) else [step]
+
+    def kept_width(self, view: LayerView) -> int | None:
+        """The number of neurons that greedy choice finds."""
+        return len(view.order(self.share).kept)

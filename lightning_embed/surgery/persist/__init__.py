@@ -1,0 +1,1 @@
+"""What outlives a call: checkpoints that describe their architecture, exports, copies, snapshots."""

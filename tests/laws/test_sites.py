@@ -1,0 +1,264 @@
+"""The law of sites: copies that are planted in a site can be cut away, and nothing changes on data never seen."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_embed.surgery.edit import parameter_count
+from torch import Tensor, nn
+
+import lightning_embed as le
+from lightning_embed.graph import observe
+from lightning_embed.graph.kinds import output_weight
+from lightning_embed.tape import record
+from tests.tolerances import tolerance
+from tests.zoo.sites import IN, SITES, Truth, batch_of, build, index
+from tests.zoo.sites.compositions import ACTIVATIONS, BLOCKS, Composed
+from tests.zoo.sites.cutting import cut_copies, groups_of, pairs_of, plant, units_in
+from tests.zoo.sites.units import all_units, true_units
+
+EVERY_SITE = [
+    pytest.param(name, number, id=f"{name}-{'+'.join(truth.producers)}")
+    for name, case in SITES.items()
+    for number, truth in enumerate(case.sites)
+]
+
+# half of the models in single, half in double precision
+IN_TURN = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}")
+    for number, (name, case) in enumerate(SITES.items())
+    for dtype in ((torch.float32, torch.float64)[number % 2],)
+    if case.sites
+]
+# the refit is a ridge regression, which leaves a little of what copies share
+FITTED = {
+    torch.float64: lambda scale: {"rtol": 0, "atol": 1e-8 * scale},
+    torch.float32: lambda scale: tolerance(torch.float32, scale),
+}
+
+
+def outputs(name: str, model: nn.Module, batch: Any) -> Tensor:
+    """All that a model puts out, as one matrix."""
+    torch.manual_seed(7)  # of those that are random in eval mode
+    with torch.no_grad():
+        given = SITES[name].call(model.eval(), batch)
+    parts = given if isinstance(given, tuple) else (given,)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def unseen(name: str, dtype: torch.dtype) -> Any:
+    torch.manual_seed(2)
+    return batch_of(name, 16, dtype)
+
+
+@pytest.mark.parametrize(("name", "number"), EVERY_SITE)
+def test_the_truth_is_true(name: str, number: int) -> None:
+    """The written indices are cut by hand: they need no discovery to be right."""
+    truth = SITES[name].sites[number]
+    batch = unseen(name, torch.float64)
+    for pairs in (pairs_of(units_in(truth)), [(units_in(truth) - 1, 0)]):  # in balance and out of it
+        model = build(name, torch.float64)
+        plant(model, truth, pairs)
+        before = outputs(name, model, batch)
+        parameters = parameter_count(model)
+        cut_copies(model, truth, pairs)
+        assert parameter_count(model) < parameters
+        after = outputs(name, model, batch)
+        torch.testing.assert_close(after, before, **tolerance(torch.float64, before.abs().max().item()))
+
+
+def calibration(name: str, dtype: torch.dtype) -> list[Any]:
+    torch.manual_seed(3)
+    return [batch_of(name, 32, dtype) for _ in range(4)]
+
+
+@torch.no_grad()
+def settle(name: str, model: nn.Module, batches: list[Any]) -> nn.Module:
+    """Let batch norms see the calibration data."""
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for batch in batches if norms else ():
+        SITES[name].call(model.train(), batch)
+    return model.eval()
+
+
+def planted(name: str, dtype: torch.dtype, truths: Sequence[Truth], copies: int = 2) -> tuple[nn.Module, list[Any]]:
+    """A model with as many copies of every unit in these sites, and data to calibrate it on."""
+    model, batches = build(name, dtype), calibration(name, dtype)
+    for truth in truths:
+        plant(model, truth, groups_of(units_in(truth), copies))
+    return settle(name, model, batches), batches
+
+
+def widths_of(name: str, truths: Sequence[Truth], copies: int = 2) -> dict[str, int]:
+    """The number of distinct units of each site, by a producer that no other site has: the last of these."""
+    widths = {}
+    for truth in truths:
+        others = {one for other in SITES[name].sites if other is not truth for one in other.producers}
+        widths[[one for one in truth.producers if one not in others][-1]] = -(-units_in(truth) // copies)
+    return widths
+
+
+def prune(name: str, model: nn.Module, batches: list[Any], widths: dict[str, int]) -> le.Result:
+    def call(batch: Any) -> Any:
+        return SITES[name].call(model, batch)
+
+    return le.prune(model, batches, call=call, widths=widths)
+
+
+def require_law(name: str, before: nn.Module, after: nn.Module, dtype: torch.dtype) -> None:
+    batch = unseen(name, dtype)
+    old, new = outputs(name, before, batch), outputs(name, after, batch)
+    torch.testing.assert_close(new, old, **FITTED[dtype](old.abs().max().item()))
+
+
+def require_widths(model: nn.Module, result: le.Result, truths: Sequence[Truth], copies: int = 2) -> None:
+    """Every producer has lost the rows of the copies, and nothing else."""
+    left = {producer: len(output_weight(model.get_submodule(producer))) for t in truths for producer in t.producers}
+    for truth in truths:
+        for producer, text in truth.producers.items():
+            left[producer] -= (units_in(truth) - -(-units_in(truth) // copies)) * len(index(text)[0])
+    found = {producer: len(output_weight(result.model.get_submodule(producer))) for producer in left}
+    assert found == left, result
+
+
+@cache
+def pruned(name: str, dtype: torch.dtype) -> tuple[nn.Module, le.Result]:
+    """A model with copies in every site, and the same one without them."""
+    truths = SITES[name].sites
+    model, batches = planted(name, dtype, truths)
+    return model, prune(name, model, batches, widths_of(name, truths))
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_TURN)
+def test_every_site_at_once(name: str, dtype: torch.dtype) -> None:
+    model, result = pruned(name, dtype)
+    require_widths(model, result, SITES[name].sites)
+    require_law(name, model, result.model, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "number"), EVERY_SITE)
+def test_each_site_alone(name: str, number: int, dtype: torch.dtype) -> None:
+    truths = SITES[name].sites[number : number + 1]
+    model, batches = planted(name, dtype, truths)
+    result = prune(name, model, batches, widths_of(name, truths))
+    require_widths(model, result, truths)
+    require_law(name, model, result.model, dtype)
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_TURN)
+def test_the_plan_as_json_repeats_it(name: str, dtype: torch.dtype) -> None:
+    model, result = pruned(name, dtype)
+    twin = copy.deepcopy(model)
+    plan = le.Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
+    assert plan == result.plan
+    le.apply(twin, plan)
+    batch = unseen(name, dtype)
+    torch.testing.assert_close(outputs(name, twin, batch), outputs(name, result.model, batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_TURN)
+def test_a_checkpoint_brings_it_back(name: str, dtype: torch.dtype) -> None:
+    _, result = pruned(name, dtype)
+    saved = io.BytesIO()
+    torch.save(result.model.state_dict(), saved)
+    saved.seek(0)
+    fresh = build(name, dtype, seed=5)
+    le.attach(fresh)
+    fresh.load_state_dict(torch.load(saved, weights_only=True))
+    batch = unseen(name, dtype)
+    torch.testing.assert_close(outputs(name, fresh, batch), outputs(name, result.model, batch), rtol=0, atol=0)
+    sizes = [{key: one for key, one in vars(m).items() if type(one) is int} for m in fresh.modules()]
+    assert sizes == [{key: one for key, one in vars(m).items() if type(one) is int} for m in result.model.modules()]
+
+
+@pytest.mark.parametrize(("name", "dtype"), IN_TURN[::6])
+def test_a_second_prune_takes_what_the_first_left(name: str, dtype: torch.dtype) -> None:
+    truths = SITES[name].sites
+    model, batches = planted(name, dtype, truths, copies=3)
+    first = prune(name, model, batches, {key: width + 1 for key, width in widths_of(name, truths, 3).items()})
+    second = prune(name, first.model, batches, widths_of(name, truths, 3))
+    require_widths(model, second, truths, copies=3)
+    require_law(name, model, second.model, dtype)
+
+
+@st.composite
+def compositions(draw: st.DrawFn) -> Composed:
+    count = draw(st.integers(2, 4))
+    blocks = [
+        (draw(st.sampled_from(BLOCKS)), draw(st.integers(4, 9)), draw(st.integers(0, len(ACTIVATIONS) - 1)))
+        for _ in range(count)
+    ]
+    torch.manual_seed(draw(st.integers(0, 999)))
+    first = ("plain", draw(st.integers(4, 9)), 0)
+    return Composed([first, *blocks], pooled=draw(st.booleans())).double()
+
+
+def sets(pooled: bool, rows: int) -> Tensor:
+    return torch.randn(rows, 3, IN, dtype=torch.float64) if pooled else torch.randn(rows, IN, dtype=torch.float64)
+
+
+def require_composition(model: Composed) -> None:
+    torch.manual_seed(4)
+    batches = [sets(model.pooled, 48) for _ in range(4)]
+    graph = observe(model, record(model, [sets(model.pooled, 9)]))
+    assert all_units(graph) == frozenset(true_units(truth) for truth in model.truths), (graph, model.truths)
+    for truth in model.truths:
+        plant(model, truth)
+    with torch.no_grad():
+        for norm in (one for one in model.modules() if isinstance(one, nn.BatchNorm1d)):
+            norm.momentum = None
+            norm.reset_running_stats()
+        for batch in batches:
+            model.train()(batch)
+        model.eval()
+        widths = {next(iter(truth.producers)): -(-units_in(truth) // 2) for truth in model.truths}
+        result = le.prune(model, batches, widths=widths)
+        require_widths(model, result, model.truths)
+        hold = sets(model.pooled, 20)
+        old = model(hold)
+        torch.testing.assert_close(result.model(hold), old, **FITTED[torch.float64](old.abs().max().item()))
+
+
+@settings(max_examples=12)
+@given(compositions())
+def test_compositions(model: Composed) -> None:
+    require_composition(model)
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(compositions())
+def test_many_compositions(model: Composed) -> None:
+    require_composition(model)
+
+
+@settings(max_examples=25)
+@given(compositions(), st.randoms(use_true_random=False))
+def test_the_truth_of_compositions_is_true(model: Composed, random: Random) -> None:
+    """One site after the other is cut by hand, each in a model of its own, copies in random pairs."""
+    batch = sets(model.pooled, 16)
+    for truth in model.truths:
+        twin = copy.deepcopy(model).eval()
+        units = random.sample(range(units_in(truth)), units_in(truth))
+        pairs = list(zip(units[::2], units[1::2], strict=False))
+        plant(twin, truth, pairs)
+        with torch.no_grad():
+            before = twin(batch)
+            cut_copies(twin, truth, pairs)
+            after = twin(batch)
+        torch.testing.assert_close(after, before, **tolerance(torch.float64, before.abs().max().item()))

@@ -105,6 +105,7 @@ def deepen(
     width: int | None = None,
     activation: nn.Module | None = None,
     radius: float = 0.02,
+    skip: bool = False,
     call: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> M:
@@ -127,6 +128,7 @@ def deepen(
         width: neurons to insert; the least number that works, the smaller of the reading Linear's sizes, if None.
         activation: the inserted activation; a copy of the one behind `after` if None.
         radius: for smooth activations, half the length of the interval of pre values that the data fill by half.
+        skip: insert a residual layer, h + σ(W h + b), instead (000, Def. A.2); it is as wide as what the Linear reads.
         call: how to run the model on a batch: batch → outputs.
         seed: of the loader's shuffling.
 
@@ -166,11 +168,31 @@ def deepen(
         slope=segment.slope,
         intercept=segment.intercept,
         width=width,
+        skip=skip,
     )
-    lifted = nn.Sequential(_new_linear(w1, b1, consumer), between, _new_linear(w2, b2, consumer))
+    first, last = _new_linear(w1, b1, consumer), _new_linear(w2, b2, consumer)
+    lifted = nn.Sequential(Residual(first, between), last) if skip else nn.Sequential(first, between, last)
     Edits().set_slot(deep, name, lifted.train(consumer.training))
     require_kept(model, deep, tapes, "deepened")
     return deep
+
+
+class Residual(nn.Module):
+    """A residual layer, h + σ(W h + b).
+
+    Args:
+        linear: W and b, as many outputs as inputs.
+        activation: σ.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.activation = linear, activation
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Add what the layer makes of its input to the input."""
+        added: Tensor = self.activation(self.linear(h))
+        return h + added
 
 
 def _new_linear(weight: Tensor, bias: Tensor, like: nn.Linear) -> nn.Linear:

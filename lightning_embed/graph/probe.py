@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_embed.graph.layout import Layout, input_dim, output_layout
 from lightning_embed.graph.observer import Observation
 from lightning_embed.graph.reasons import Reason
-from lightning_embed.graph.regions import Region, close, same, slice_region
+from lightning_embed.graph.regions import InstructionError, Region, close, same, slice_region
 
 _FEW = 9  # rows on which it is tried whether each stands for itself
 _MILD, _WILD = 1.0, 30.0  # how far values are moved, relative to their size
@@ -20,10 +20,19 @@ _MILD, _WILD = 1.0, 30.0  # how far values are moved, relative to their size
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What is asked in one observation: a region, its events, and which of its starts are the producers' calls."""
+    """What is asked in one observation.
+
+    Attributes:
+        seen: the observation.
+        region: what lies between.
+        quick: the same with its constants computed.
+        events: numbers of its events.
+        moving: which of its starts are the producers' calls.
+    """
 
     seen: Observation
     region: Region
+    quick: Region
     events: frozenset[int]
     moving: tuple[int, ...]
 
@@ -48,8 +57,17 @@ def parts_of(observations: Sequence[Observation], calls: Sequence[Mapping[int, S
     for seen, readers_of in zip(observations, calls, strict=True):
         readers = sorted({reader for readers in readers_of.values() for reader in readers})
         if readers:
-            parts.append(Part(seen, *slice_region(seen, readers), tuple(readers_of)))
+            region, events = slice_region(seen, readers)
+            parts.append(Part(seen, region, region.folded(), events, tuple(readers_of)))
     return parts
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why units cannot be cut, and whether a function of the units alone is in the way (a size in its arguments)."""
+
+    why: str
+    alone: bool
 
 
 class Probe:
@@ -95,7 +113,7 @@ class Probe:
         """What the readers of one part get."""
         tensors = self._named if named is None else named
         copies = {name: tensors[name].clone() if name in part.region.written else tensors[name] for name in self.names}
-        return part.region.run(copies, pres, rewritten)
+        return part.quick.run(copies, pres, rewritten)
 
     def named_with(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters and buffers with some of them replaced."""
@@ -127,7 +145,7 @@ class Probe:
         """For each part: the observed values moved a little and much, and moved ones in place of all starts."""
         every = []
         for part in self.parts:
-            observed = {start.call: start.pre for start in part.region.starts}
+            observed = {start.call: start.pre.nan_to_num(0.0, 1.0, -1.0) for start in part.region.starts}
             bases = [(observed, _MILD), (observed, _WILD)]
             scales = (_MILD, _WILD) if len(observed) > 1 else (_WILD,)
             bases += [({call: self._moved(pre, scale) for call, pre in observed.items()}, scale) for scale in scales]
@@ -190,7 +208,7 @@ class Probe:
         reads: Mapping[str, Layout],
         per_neuron: Sequence[tuple[str, Layout]],
         rewritten: list[str] | None = None,
-    ) -> str:
+    ) -> Failure | None:
         """Leave only some units in the producers and in what goes with them: why this is not what was there before.
 
         Args:
@@ -201,7 +219,7 @@ class Probe:
             rewritten: see `Region.run`.
 
         Returns:
-            The empty text where every reader gets its values without those of the other units.
+            None where every reader gets its values without those of the other units.
         """
         smaller = {name: self._named[name] for name in self.names}
         for name, layout in per_neuron:
@@ -215,13 +233,15 @@ class Probe:
                         pres[call] = producers[seen.layer].select(pres[call], kept)
                 try:
                     posts = self.run(part, pres, smaller, rewritten)
+                except InstructionError as error:
+                    return Failure(str(error), alone=error.operands < 2)
                 except Exception as error:  # noqa: BLE001  # any failure means that this is not how it is cut
-                    return str(error).partition("\n")[0]
+                    return Failure(str(error).partition("\n")[0], alone=False)
                 for post, now, before in zip(part.region.posts, posts, context.posts, strict=True):
                     wanted = reads[post.layer].select(before, kept) if post.layer in reads else before
                     if not close(now, wanted):
-                        return "other values"
-        return ""
+                        return Failure("other values", alone=False)
+        return None
 
     # ---- what a region of one function does to every unit ----
 

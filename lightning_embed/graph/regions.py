@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -31,6 +31,20 @@ class Instruction:
     writes: tuple[tuple[int, int], ...]
     autocast: tuple[Autocast, ...]
     shape: tuple[int, ...]  # of the first value that it was given
+
+
+class InstructionError(Exception):
+    """A function failed when it was run again.
+
+    Args:
+        function: its name.
+        operands: how many tensors it was given.
+        error: what it raised.
+    """
+
+    def __init__(self, function: str, operands: int, error: Exception) -> None:
+        super().__init__(f"{function}: {str(error).partition(chr(10))[0]}")
+        self.function, self.operands = function, operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +77,7 @@ class Region:
         posts: where it ends.
         takes_inputs: whether it uses recorded inputs of the model.
         written: parameters and buffers that it writes to; `run` needs copies of them.
+        constants: values that depend on no start, parameter or buffer, by their slots (see `folded`).
     """
 
     instructions: tuple[Instruction, ...]
@@ -70,6 +85,7 @@ class Region:
     posts: tuple[Post, ...]
     takes_inputs: bool = False
     written: frozenset[str] = frozenset()
+    constants: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,28 +139,74 @@ class Region:
             The input of every reading call.
         """
         pres = pres or {}
-        slots = {start.slot: pres.get(start.call, start.pre).clone() for start in self.starts}
+        slots = dict(self.constants)
+        slots.update({start.slot: pres.get(start.call, start.pre).clone() for start in self.starts})
         for step in self.instructions:
+            self._do(step, slots, named, pres, rewritten)
+        return [named[post.slot.name] if isinstance(post.slot, Named) else slots[post.slot] for post in self.posts]
 
-            def resolve(leaf: Any) -> Any:
-                if isinstance(leaf, Slot):
-                    return slots[leaf.number]
-                if isinstance(leaf, Named):
-                    return named[leaf.name]
-                return leaf.clone() if isinstance(leaf, Tensor) else leaf
+    def _do(
+        self,
+        step: Instruction,
+        slots: dict[int, Tensor],
+        named: Mapping[str, Tensor],
+        pres: Mapping[int, Tensor],
+        rewritten: list[str] | None,
+    ) -> None:
+        """Carry out one instruction."""
 
-            args, kwargs = map_leaves(resolve, (step.args, step.kwargs))
-            written = _numbers((args, kwargs))
+        def resolve(leaf: Any) -> Any:
+            if isinstance(leaf, Slot):
+                return slots[leaf.number]
+            if isinstance(leaf, Named):
+                return named[leaf.name]
+            return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = map_leaves(resolve, (step.args, step.kwargs))
+        name = function_name(step.function)
+        if name in SHAPES or name in _GROUPED:
+            written = [] if rewritten is None else _numbers((args, kwargs))
             args, kwargs = self._follow_sizes(step, args, kwargs, pres)
-            if rewritten is not None and _numbers((args, kwargs)) != written:
-                rewritten.append(function_name(step.function))
+            if rewritten is not None and _numbers((args, kwargs)) != written and name in SHAPES:
+                rewritten.append(name)
+        try:
             with ExitStack() as stack:
                 for state in step.autocast:
                     stack.enter_context(state.enter())
                 result = step.function(*args, **kwargs)
-            slots.update(zip(step.results, tensors_of(result), strict=True))
-            slots.update({new: slots[old] for new, old in step.writes})
-        return [named[post.slot.name] if isinstance(post.slot, Named) else slots[post.slot] for post in self.posts]
+        except Exception as error:
+            raise InstructionError(name, len(tensors_of((args, kwargs))), error) from error
+        slots.update(zip(step.results, tensors_of(result), strict=True))
+        slots.update({new: slots[old] for new, old in step.writes})
+
+    def folded(self) -> Region:
+        """The same with what depends on no start, parameter or buffer computed once: masks, tables of positions.
+
+        Calls that give other values each time stay, and those without a tensor, whose sizes may have to follow a cut.
+        """
+        constant: dict[int, Tensor] = {}
+        folded: list[Instruction] = []
+        for step in self.instructions:
+            used = leaves((step.args, step.kwargs))
+            inputs = [leaf for leaf in used if isinstance(leaf, (Slot, Named, Tensor))]
+            if (
+                step.writes
+                or not inputs
+                or not all(
+                    isinstance(leaf, Tensor) or (isinstance(leaf, Slot) and leaf.number in constant) for leaf in inputs
+                )
+            ):
+                continue
+            first, second = dict(constant), dict(constant)
+            self._do(step, first, {}, {}, None)
+            self._do(step, second, {}, {}, None)
+            if all(same(first[slot], second[slot]) for slot in step.results):
+                constant = first
+                folded.append(step)
+        rest = tuple(step for step in self.instructions if step not in folded)
+        if any(old in constant for step in rest for _, old in step.writes):
+            return self
+        return replace(self, instructions=rest, constants=constant)
 
     def _follow_sizes(
         self, step: Instruction, args: Any, kwargs: Any, pres: Mapping[int, Tensor]

@@ -135,9 +135,11 @@ class _Search:
         for producers in self._united(links):
             of_group = self._sites({name: links[name] for name in producers})
             sites += of_group
-            if not of_group:
+            if all(site.cut is not None for site in of_group):
                 alone.append(producers)
-        sites += self._together(links, alone)
+        together = self._together(links, alone)
+        held = {name for site in together for name in site.producers}
+        sites = [site for site in sites if site.cut is None or not held & site.producers.keys()] + together
         held = {name for site in sites for name in site.producers}
         return sites, {name: reason for name, reason in self.refused.items() if name not in held}
 
@@ -253,7 +255,8 @@ class _Search:
             ]
             names = [*group, *(name for other in within for name in other)]
             if within and not done & set(names):
-                of_group = self._sites({name: links[name] for name in sorted(names, key=self.order.__getitem__)})
+                united = self._sites({name: links[name] for name in sorted(names, key=self.order.__getitem__)})
+                of_group = [site for site in united if site.cut is None]
                 sites += of_group
                 done |= set(names) if of_group else set()
         return sites

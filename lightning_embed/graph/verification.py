@@ -28,6 +28,7 @@ class Site:
         uniform, odd, homogeneous: see `HiddenLayer`.
         rows_differ: why rows taken out of their places do not stand for themselves; empty if they do.
         cut: why units cannot be cut; None if they can.
+        cut_alone: whether what is in the way is a function of the units alone, and not what they meet.
         written_sizes: functions whose sizes must follow the cut, which the model itself may not do.
     """
 
@@ -42,6 +43,7 @@ class Site:
     homogeneous: bool = False
     rows_differ: str = ""
     cut: Reason | None = None
+    cut_alone: bool = False
     written_sizes: tuple[str, ...] = ()
 
     @property
@@ -73,7 +75,7 @@ class Verification:
         if len(site.producers) > 1 and self._leaks(site):
             return Reason("columns mix", ", ".join(site.functions))
         site = self._cuttable(site)
-        if site.fixed and (site.cut is not None or site.units < 2):
+        if site.fixed and (site.units < 2 or (site.cut is not None and not site.cut_alone)):
             return self._joined(site)
         rows_mix = probe.rows_mix()
         single = len(site.producers) == 1 and not site.fixed
@@ -138,8 +140,8 @@ class Verification:
         rewritten: list[str] = []
         for kept in site.kept_sets(self.probe.generator):
             failure = self.probe.cut(kept, site.producers, site.reads, site.per_neuron, rewritten)
-            if failure:
-                return replace(site, cut=Reason("cannot be cut", failure))
+            if failure is not None:
+                return replace(site, cut=Reason("cannot be cut", failure.why), cut_alone=failure.alone)
         return replace(site, written_sizes=tuple(dict.fromkeys(rewritten)))
 
     def _coarser(self, site: Site) -> list[Site]:

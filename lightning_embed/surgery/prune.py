@@ -148,14 +148,15 @@ def prune(
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = halves(model, data, call, output, seed)
     before, was = look(copy_of(model), fit, criteria or Criteria(), decide)
-    if budget is not None:
+    wanted = None if budget is None else math.floor(budget * was.size.parameters)
+    if wanted is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        wanted = math.floor(budget * was.size.parameters)
         pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
     elif widths is not None:
         pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, Widths(widths), seed)
     else:
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
+    _require_reached(pruned, fit, widths, wanted, records)
     if match and len(plan):
         plan, records = _matched(pruned, model, plan, records, fit, Check(model, decide, tolerance))
     after, became = look(pruned, fit, criteria or Criteria(), decide)
@@ -173,6 +174,7 @@ def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, 
         raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
 
 
+_SHOWN = 8  # reasons that a message lists
 _NOTHING = Criteria(linearization=None, condensation=None, span=None)
 _LINEAR = Criteria(condensation=None, span=None)
 _Run = tuple[nn.Module, Plan, list[Record]]
@@ -218,6 +220,33 @@ def _within(
     if reached:
         return min(reached, key=lambda run: check.effect(run[0]).change)
     return min(runs, key=lambda run: parameter_count(run[0]))
+
+
+def _require_reached(
+    pruned: nn.Module,
+    fit: Sequence[Tape],
+    widths: Mapping[str, int] | None,
+    parameters: int | None,
+    records: Sequence[Record],
+) -> None:
+    """Refuse a result that is larger than what was asked for, with the reasons that hold it back."""
+    if widths is None and parameters is None:
+        return
+    graph = observe(pruned, fit)
+    larger = []
+    for name, width in (widths or {}).items():
+        now = [layer for layer in graph.layers if layer.name == name or name in layer.producers]
+        larger += [f"{name} has {layer.width} neurons, not {width}" for layer in now if layer.width > width]
+    count = parameter_count(pruned)
+    if parameters is not None and count > parameters:
+        larger.append(f"{count:,} parameters are left, not {parameters:,}")
+    if larger:
+        held = dict.fromkeys(f"{record.layer}: {record.reason}" for record in records if not record.done)
+        held.update(dict.fromkeys(f"{name}: {reason}" for name, reason in graph.refused.items()))
+        raise InputError(
+            f"The size cannot be reached: {'; '.join(larger)}. What holds it back: "
+            f"{'; '.join(list(held)[:_SHOWN]) or 'nothing that was seen'}. Ask for a larger size, or mend that."
+        )
 
 
 def _matched(

@@ -65,7 +65,7 @@ def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], ch
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers whose weights may move: plain, in single or double precision, held once, and not frozen."""
+    """The layers whose weights may move: plain, finite, in single or double precision, held once, and not frozen."""
     held: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         held[id(parameter)] = held.get(id(parameter), 0) + 1
@@ -78,6 +78,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Linear]:
         and type(module._parameters.get("weight")) is nn.Parameter
         and module.weight.dtype in (torch.float32, torch.float64)
         and held[id(module.weight)] == 1
+        and all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters(recurse=False))
         and (module.weight.requires_grad or not frozen)
     }
 
@@ -124,7 +125,7 @@ def _descend(
     for _ in range(ITERATIONS // ROUND):
         optimizer.step(loss)
         change = check.change(model)
-        if not change < least:
+        if not change < least or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             break
         least, best = change, [tensor.detach().clone() for tensor in tensors]
     return best

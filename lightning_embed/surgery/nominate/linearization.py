@@ -41,8 +41,10 @@ class Linearization(Criterion):
         and the tangent at the mean. A layer that is constant throughout is affine with slope 0.
         """
         layer, features = view.layer, view.features
-        if layer.merge_layer is not None or not features.paired or len(features.posts) > 1:
+        if layer.merge_layer is not None or not features.paired:
             return []
+        if len(features.posts) > 1:
+            return Reason("consumers differ")
         mpc = float(mpc_of_moments(features.moments))
         if not reaches(mpc, self.threshold):
             return []
@@ -50,7 +52,9 @@ class Linearization(Criterion):
         fits = {
             "weighted": affine_fit(features.pre, features.post, sensitivity),
             "plain": affine_fit(features.pre, features.post),
-            "tangent": tangent_fit(lambda pre: view.graph.run_region(view.model, layer.name, pre), features.pre),
+            "tangent": tangent_fit(
+                lambda pre: view.graph.run_region(view.model, layer.name, pre, layer.consumers[0]), features.pre
+            ),
         }
         power = float(features.post.double().square().mean())
         return [

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from lightning_embed.graph import Graph, HiddenLayer, is_sharded, legend
+from lightning_embed.graph import Graph, HiddenLayer, Layout, is_layer, is_sharded, kind_of, legend
 from lightning_embed.statistics import Moments, mpc_of_moments
-from lightning_embed.surgery.change.edit import submodule
+from lightning_embed.surgery.change.edit import parameter_count, submodule
 from lightning_embed.surgery.nominate.condensation import Condensation
 from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.criterion import LayerView
@@ -20,6 +22,7 @@ from lightning_embed.surgery.nominate.features import MomentCollector, collect_f
 from lightning_embed.surgery.nominate.linearization import reaches
 from lightning_embed.surgery.nominate.span import SpanCriterion
 from lightning_embed.tape import Tape
+from lightning_embed.tape.tape import modules_by_name, tensors_by_name
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,16 @@ class LayerMeasurement:
     """One hidden layer on the calibration data.
 
     Attributes:
-        layer: qualified name of the Linear.
+        layer: its name, mostly that of the Linear or convolution.
         width: number of neurons.
         constant: number of neurons whose feature is constant on the data; they are left out of `mpc`.
         mpc: minimal Pearson correlation (NaN where every neuron is constant); None where pooling lies between pre and
             post.
         width_cosine: neurons that condensation would keep; None where the neurons' functions differ.
         width_span: neurons that the span criterion would keep.
-        merge_neurons: why neurons may not be merged; empty when they may.
-        merge_layer: why the layer may not be removed; empty when it may.
+        merge_neurons: why neurons may not be merged; None when they may.
+        merge_layer: why the layer may not be removed; None when it may.
+        producers: names of all layers that make its neurons; several where they are tied, as by a gate.
         widths: neurons that criteria of the user's own would keep, by their names.
     """
 
@@ -45,17 +49,29 @@ class LayerMeasurement:
     mpc: float | None
     width_cosine: int | None
     width_span: int | None
-    merge_neurons: str = ""
-    merge_layer: str = ""
+    merge_neurons: str | None = None
+    merge_layer: str | None = None
+    producers: tuple[str, ...] = ()
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Every hidden layer of a model on the calibration data, and the Linears that were left alone and why."""
+    """Every hidden layer of a model on the calibration data, and the Linears that were left alone and why.
+
+    Attributes:
+        layers: the hidden layers.
+        refused: (name, reason) of the other Linears and convolutions.
+        share: share of the model's parameters whose number falls when neurons are merged: rows and columns of layers,
+            and tensors between, that may be cut.
+        unseen: (type of module, share of the parameters) of what is no Linear and no convolution and is not cut with
+            one, the largest first.
+    """
 
     layers: tuple[LayerMeasurement, ...]
     refused: tuple[tuple[str, str], ...]
+    share: float = math.nan
+    unseen: tuple[tuple[str, float], ...] = ()
 
     @property
     def depth(self) -> int:
@@ -69,7 +85,7 @@ class Measurement:
     def __str__(self) -> str:
         rows = [
             [
-                one.layer,
+                ", ".join([one.layer, *one.producers[1:]]),
                 one.width,
                 one.constant or "",
                 "" if one.mpc is None else "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
@@ -91,10 +107,18 @@ class Measurement:
             "layer may go",
         ]
         table = str(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
-        reasons = [reason for one in self.layers for reason in (one.merge_neurons, one.merge_layer)]
+        reasons = [reason or "" for one in self.layers for reason in (one.merge_neurons, one.merge_layer)]
         reasons += [reason for _, reason in self.refused]
         left_alone = [f"left alone: {name}: {reason}" for name, reason in self.refused]
-        return "\n".join([table, *left_alone, *legend(reasons)])
+        return "\n".join([table, *left_alone, *legend(reasons), *self._seen()])
+
+    def _seen(self) -> list[str]:
+        """A line on how much of the model may merge at all."""
+        if math.isnan(self.share):
+            return []
+        others = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in self.unseen if share >= 0.01)
+        beside = f"; not looked into: {others}" if others else ""
+        return [f"{100 * self.share:.0f} % of the parameters lie in neurons that may merge{beside}"]
 
 
 def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria) -> Measurement:
@@ -107,7 +131,7 @@ def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criter
             seen = features[layer.name]
             widths = _kept_widths(LayerView(model, graph, layer, seen), criteria)
             measured.append(_layer(layer, seen.moments, paired=seen.paired, widths=widths))
-    return _measurement(graph, measured)
+    return replace(_measurement(graph, measured), **_shares(model, graph))
 
 
 def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:
@@ -122,7 +146,7 @@ def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:
 
 
 def measure_moments(graph: Graph, collected: MomentCollector) -> Measurement:
-    """What collected moments tell of every hidden layer of a graph: all but the kept widths."""
+    """What collected moments tell of every hidden layer of a graph: all but kept widths and shares of parameters."""
     return _measurement(
         graph,
         [
@@ -137,6 +161,44 @@ def _measurement(graph: Graph, layers: Sequence[LayerMeasurement]) -> Measuremen
     return Measurement(tuple(layers), tuple((name, str(reason)) for name, reason in graph.refused.items()))
 
 
+def _shares(model: nn.Module, graph: Graph) -> dict[str, Any]:
+    """The share of the parameters that lie in neurons that may merge; by type of module, that which is not seen."""
+    total = parameter_count(model)
+    named = {name: tensor for name, tensor in tensors_by_name(model).items() if isinstance(tensor, nn.Parameter)}
+    masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in named.items() if not is_lazy(tensor)}
+    for layer in graph.layers:
+        if layer.merge_neurons is None:
+            for name, dim, layout in _tensors_of(model, layer):
+                if name in masks and layout.index is not None:
+                    masks[name].index_fill_(dim, layout.index.flatten(), True)
+    held = sum(int(mask.sum()) for mask in masks.values())
+    unseen: dict[str, int] = {}
+    for name, module in modules_by_name(model).items():
+        if not is_layer(module):
+            for tensor in module._parameters:
+                mask = masks.get(f"{name}.{tensor}" if name else tensor)
+                if mask is not None and not bool(mask.any()):
+                    unseen[type(module).__name__] = unseen.get(type(module).__name__, 0) + mask.numel()
+    largest = sorted(unseen.items(), key=lambda item: -item[1])
+    return {
+        "share": held / max(1, total),
+        "unseen": tuple((kind, count / max(1, total)) for kind, count in largest),
+    }
+
+
+def _tensors_of(model: nn.Module, layer: HiddenLayer) -> Iterator[tuple[str, int, Layout]]:
+    """All tensors that are cut with a hidden layer's neurons: their names, the dimension as stored, and where."""
+    for names, rows in ((layer.producers, True), (layer.reads, False)):
+        for name, layout in names.items():
+            kind = kind_of(submodule(model, name))
+            transposed = kind is not None and kind.transposed
+            yield f"{name}.weight", int(rows == transposed), layout
+            if rows:
+                yield f"{name}.bias", 0, layout
+    for name, layout in layer.per_neuron:
+        yield name, layout.dim, layout
+
+
 def _layer(
     layer: HiddenLayer, moments: Moments, *, paired: bool, widths: Mapping[str, int] | None = None
 ) -> LayerMeasurement:
@@ -148,7 +210,8 @@ def _layer(
         mpc=float(mpc_of_moments(moments)) if paired else None,
         width_cosine=kept.pop(Condensation.name, None),
         width_span=kept.pop(SpanCriterion.name, None),
-        merge_neurons=layer.merge_neurons or "",
-        merge_layer=layer.merge_layer or "",
+        merge_neurons=layer.merge_neurons,
+        merge_layer=layer.merge_layer,
+        producers=tuple(layer.producers),
         widths=kept,
     )

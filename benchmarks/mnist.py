@@ -31,6 +31,15 @@ class Mnist:
             parts += [data.data.float().flatten(1) / 255, data.targets]
         return Mnist(*parts)
 
+    def first(self, images: int, test_images: int) -> Mnist:
+        """Some of them."""
+        return Mnist(
+            self.images[:images],
+            self.labels[:images],
+            self.test_images[:test_images],
+            self.test_labels[:test_images],
+        )
+
     def as_images(self) -> Mnist:
         """The same with images of one channel."""
         images, test_images = (rows.reshape(-1, 1, 28, 28) for rows in (self.images, self.test_images))

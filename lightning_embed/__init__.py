@@ -5,6 +5,7 @@ The Lightning callbacks are in `lightning_embed.callbacks`; importing this packa
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_embed.analysis import escape_by_widening
 from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
 from lightning_embed.operators import (
     Embedding,
@@ -23,15 +24,18 @@ from lightning_embed.surgery import (
     Criterion,
     LayerView,
     Measurement,
+    Null,
     Plan,
     Record,
     Result,
+    Split,
     Tolerance,
     apply,
     attach,
     deepen,
     detach,
     distill,
+    embed,
     export,
     load_from_checkpoint,
     loading,
@@ -56,10 +60,12 @@ __all__ = [
     "LayerView",
     "Measurement",
     "MinimalPearsonCorrelation",
+    "Null",
     "Plan",
     "Record",
     "ReplayError",
     "Result",
+    "Split",
     "Tolerance",
     "add_null_neurons",
     "apply",
@@ -69,6 +75,8 @@ __all__ = [
     "detach",
     "distill",
     "drop_null_neurons",
+    "embed",
+    "escape_by_widening",
     "export",
     "lift_layer",
     "load_from_checkpoint",

@@ -55,6 +55,14 @@ def test_fig_3_each_split_adds_a_zero_and_a_negative_eigenvalue(results):
 
 
 @pytest.mark.slow
+def test_fig_3b_a_split_adds_a_zero_for_one_output_and_two_for_three(results):
+    found = results("fig3b")["found"]
+    for coded, least in (("the number of the class", 1), ("one output a class", 2)):
+        assert found[f"{coded}: its gradient"] < 1e-12
+        assert found[f"{coded}: fewest and most zeros that a split adds"][0] >= least
+
+
+@pytest.mark.slow
 def test_fig_4_every_critical_function_of_a_narrow_network_is_one_of_the_wide_network(results):
     data = results("fig4")
     assert {point["width"] for point in data["points"] if point["found"]} >= {1, 2}

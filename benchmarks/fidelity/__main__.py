@@ -16,13 +16,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder for torchvision's MNIST")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--quick", action="store_true", help="one seed and few images: whether it runs, not how well")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
+    seeds = range(1 if options.quick else options.seeds)
     data(options.data)  # downloaded before two processes want it
     found, start = {}, time.perf_counter()
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         waiting = {
-            part: [pool.submit(one, part, seed, options.data) for seed in range(options.seeds)] for part in options.only
+            part: [pool.submit(one, part, seed, options.data, quick=options.quick) for seed in seeds]
+            for part in options.only
         }
         for part, futures in waiting.items():
             found[part] = [row for future in futures for row in future.result()]

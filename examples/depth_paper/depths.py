@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from experiment import LINES, descend, draw_curves, draw_mpc, mpc, panels, plateau
+from experiment import LINES, bent, descend, draw_curves, draw_mpc, mpc, panels, plateau
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -38,7 +38,15 @@ def compare(
             for name, record in reached.items():
                 if record is not None:
                     outputs[name] = histories[name].nets[record](data[0])[:, 0].tolist()
-        meetings.append({"level": level, "outputs": outputs, "apart": _apart(list(outputs.values()))})
+        there = reached[deepest]
+        meetings.append(
+            {
+                "level": level,
+                "outputs": outputs,
+                "apart": _apart(list(outputs.values())),
+                "not affine": None if there is None else bent(histories[deepest].nets[there], data[0]),
+            }
+        )
     rests = {name: plateau(one) for name, one in histories.items()}
     return {
         "curves": {name: one.curve() for name, one in histories.items()},
@@ -50,6 +58,9 @@ def compare(
             "plateaus (loss, steps)": {name: one and (one.loss, one.steps) for name, one in rests.items()},
             "MPC on the deepest network's plateau": rests[deepest] and histories[deepest].watched[rests[deepest].best],
             "outputs apart, as a share of the data's spread": [one["apart"] for one in meetings],
+            "deepest network, share of what each layer passes on that is not affine in its input": [
+                one["not affine"] for one in meetings
+            ],
         },
     }
 

@@ -103,6 +103,35 @@ def mpc(net: nn.Module, inputs: Tensor, least_amplitude: float = 0.0) -> list[fl
     return [le.minimal_pearson_correlation(pre, post).item() for pre, post in seen]
 
 
+def bent(net: nn.Sequential, inputs: Tensor) -> list[float]:
+    """For every hidden layer the share of what it passes on that is not affine in its input.
+
+    What the next Linear makes of the layer is regressed on the layer's input (ridge), on every second sample; the share
+    is that of the residual on the others, ‖y - ŷ‖ / ‖y - mean y‖. MPC asks every neuron to be affine, also those that
+    cancel or that nobody reads; this asks what arrives.
+    """
+    net = deepcopy(net).double()
+    given: list[Tensor] = []
+    passed: list[Tensor] = []
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+            module.register_forward_hook(lambda _, x, y: passed.append(y))
+    with torch.no_grad():
+        net(inputs.double())
+    shares = []
+    for x, y in zip(given, passed[1:], strict=False):
+        fit, held = slice(0, None, 2), slice(1, None, 2)
+        mean_x, mean_y = x[fit].mean(0), y[fit].mean(0)
+        centred = x[fit] - mean_x
+        gram = centred.T @ centred
+        ridge = 1e-8 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        slope = torch.linalg.solve(gram + ridge, centred.T @ (y[fit] - mean_y))
+        error = y[held] - mean_y - (x[held] - mean_x) @ slope
+        shares.append((error.norm() / (y[held] - y[held].mean(0)).norm()).item())
+    return shares
+
+
 def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Share of the samples that are classified rightly."""
     with torch.no_grad():

@@ -3,8 +3,7 @@
     python examples/width_paper/fig3.py
 
 A width-2 tanh network is brought to a minimum on the curve of Fig. 1. One of its neurons is split equally into 2 and 3.
-Each split adds a zero eigenvalue and a negative one. Fig. 3(b), on Iris, is left out: the points where two sigmoid
-neurons stagnate there run away when they are polished.
+Each split adds a zero eigenvalue and a negative one. Fig. 3(b), on Iris, is `fig3b.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from experiment import Options, curve, gaussian, run
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_embed.analysis import Risk, find_critical_point, hessian, inertia, spectrum
 from lightning_embed.operators import split_neuron
@@ -28,7 +27,10 @@ def compute(options: Options) -> dict[str, Any]:
     nets = [gaussian((1, 2, 1), nn.Tanh(), 2**-1.5, options.seed + start) for start in range(2)]
     points = [find_critical_point(net, nn.MSELoss(), curve(), steps=steps, rate=rate) for net in nets]
     point = min(points, key=lambda one: one.loss)  # the other may rest at a critical point of width 1
-    split = {neuron: [spectrum_at(model) for model in embeddings(point.model, neuron)] for neuron in (0, 1)}
+    split = {
+        neuron: [spectrum_at(model, curve(), THRESHOLD) for model in embeddings(point.model, neuron, nn.Tanh())]
+        for neuron in (0, 1)
+    }
     found = {
         f"neuron {neuron} split, {sign} eigenvalues at widths 2, 3, 4": [one[sign] for one in by_width]
         for neuron, by_width in split.items()
@@ -43,21 +45,21 @@ def compute(options: Options) -> dict[str, Any]:
     }
 
 
-def embeddings(model: nn.Sequential, neuron: int) -> list[nn.Sequential]:
+def embeddings(model: nn.Sequential, neuron: int, activation: nn.Module) -> list[nn.Sequential]:
     """The model, and it with one neuron split equally into two and into three."""
     (w_in, b_in), (w_out, b_out) = theta_of(model)
     models = [model]
     for copies in (2, 3):
         more_in, more_bias, more_out = split_neuron(w_in, b_in, w_out, neuron, [1 / copies] * copies)
-        models.append(mlp(((more_in, more_bias), (more_out, b_out)), nn.Tanh()))
+        models.append(mlp(((more_in, more_bias), (more_out, b_out)), activation))
     return models
 
 
-def spectrum_at(model: nn.Sequential) -> dict[str, Any]:
-    """The eigenvalues at a model, how many there are of each sign, and the gradient."""
-    risk = Risk(model, nn.MSELoss(), curve())
-    values = spectrum(hessian(model, nn.MSELoss(), curve()).matrix)
-    counts = inertia(values, THRESHOLD)
+def spectrum_at(model: nn.Sequential, data: tuple[Tensor, Tensor], threshold: float | None) -> dict[str, Any]:
+    """The eigenvalues at a model, how many there are of each sign (by a threshold, or by a gap), and the gradient."""
+    risk = Risk(model, nn.MSELoss(), data)
+    values = spectrum(hessian(model, nn.MSELoss(), data).matrix)
+    counts = inertia(values, threshold)
     return {
         "width": model[0].out_features,
         "gradient": risk.gradient(risk.point).abs().sum(),

@@ -21,7 +21,8 @@ class CriticalPoint:
         model: a copy of the model at the point, in float64.
         loss: the risk there.
         gradient: L1 norm of the gradient there.
-        step: the step of the descent that gave the candidate; 0 is the model as given.
+        step: the step of the descent that gave the candidate; 0 is the model as given. Of `find_critical_points` the
+            number of the start.
         candidate_gradient: L1 norm of the gradient at the candidate.
         moved: Euclidean distance from the candidate to the point.
     """
@@ -81,6 +82,60 @@ def find_critical_point(
         )
     moved = float((point - candidate).norm())
     return CriticalPoint(risk.module(point), risk.value(point).item(), after, step, before, moved)
+
+
+def find_critical_points(
+    model: nn.Module, loss: Loss, data: Data, *, starts: int = 100, spread: float = 1.0, seed: int = 0
+) -> tuple[CriticalPoint, ...]:
+    """Polish many random points at once, with no descent before, and keep those that arrive at a critical point.
+
+    Descent from small weights ends at few critical points, and where the loss falls towards infinity at none. Damped
+    Newton steps on ∇R_S = 0 go to critical points of every index, and from normal random weights some arrive.
+
+    Args:
+        model: any module that maps the inputs to one tensor; only its architecture counts. Not changed, and run in
+            eval mode.
+        loss: outputs, targets → scalar, the mean over the samples.
+        data: inputs and targets.
+        starts: how many points to start from.
+        spread: standard deviation of their entries.
+        seed: of the starts.
+
+    Returns:
+        The points with ‖∇R_S‖₁ ≤ `CRITICAL` that do not run away, by increasing loss; maybe none. `step` is the number
+        of the start. Different starts may arrive at one point, or at the same up to a symmetry.
+
+    Raises:
+        InputError: the data or the loss cannot be used (see `Risk`), or starts is not positive.
+
+    The loss (a w - 1)² has the saddle point a = w = 0 beside its minima:
+
+    >>> product = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> found = find_critical_points(product, nn.MSELoss(), (torch.ones(1, 1), torch.ones(1, 1)), starts=8)
+    >>> sorted({round(point.loss, 9) for point in found})
+    [0.0, 1.0]
+    """
+    if starts < 1:
+        raise InputError(f"starts must be positive, not {starts}")
+    risk = Risk(model, loss, data)
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(starts, len(risk.point), dtype=torch.float64, generator=generator)
+    begun = spread * normal.to(risk.point.device)
+    ended = polish(risk, begun)
+    before, after = gradient_sizes(risk, begun), gradient_sizes(risk, ended)
+    kept = ((after <= CRITICAL) & ~runs_away(risk, begun, ended)).nonzero().flatten().tolist()
+    points = [
+        CriticalPoint(
+            risk.module(ended[number]),
+            risk.value(ended[number]).item(),
+            after[number].item(),
+            number,
+            before[number].item(),
+            float((ended[number] - begun[number]).norm()),
+        )
+        for number in kept
+    ]
+    return tuple(sorted(points, key=lambda point: point.loss))
 
 
 def _descend(risk: Risk, steps: int, rate: float) -> tuple[Tensor, int]:

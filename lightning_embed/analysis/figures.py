@@ -20,7 +20,8 @@ def landscape_figure(landscape: Landscape) -> Figure:
     """Draw a landscape diagram as 004, Fig. 4: losses, widths, degrees of degeneracy and output curves.
 
     Every dot is a set of critical points, at the width in which it was found and at its loss; beside it are the degree
-    of degeneracy where it is embedded (? if no gap tells it) and the output on the data, which are dots.
+    of degeneracy where it is embedded (? if no gap tells it), how many trials ended there ("known, 0 trials" where the
+    point was added from elsewhere), and the output on the data, which are dots.
 
     Args:
         landscape: of one input and one output (`landscape_diagram`).
@@ -83,6 +84,8 @@ def _draw(axes: Axes, landscape: Landscape, point: LandscapePoint, x: float) -> 
     axes.plot(x, point.loss, "ko", clip_on=False)
     degeneracy = "?" if point.inertia is None else str(point.inertia.zero)
     axes.annotate(degeneracy, (x, point.loss), (-12, 6), textcoords="offset points", color="green", fontweight="bold")
+    trials = f"{point.found} trial{'s' * (point.found != 1)}" if point.found else "known, 0 trials"
+    axes.annotate(trials, (x, point.loss), (4, -14), textcoords="offset points", color="0.4", fontsize=7)
     left, middle = axes.transLimits.transform((x + 0.05, point.loss))
     right = axes.transLimits.transform((x + COLUMN - 0.15, point.loss))[0]
     inset = axes.inset_axes((left, middle - INSET / 2, right - left, INSET))

@@ -184,8 +184,8 @@ def own_metrics(logged: Mapping[str, Any]) -> dict[str, float]:
     >>> own_metrics({"mpc/net.0": 0.9, "loss": 1.0, "loss_step": 1.0, "loss_epoch": 2.0, "accuracy": 0.5})
     {'loss_epoch': 2.0, 'accuracy': 0.5}
     """
-    monitors = {name for name in logged if name.startswith(("mpc/", "grad_norm/", "width/"))}
-    monitors |= {"depth", "width", "linear_layers"}
+    monitors = {name for name in logged if name.startswith(("mpc/", "grad_norm/", "width/", "splitting/"))}
+    monitors |= {"depth", "width", "linear_layers", "tangent_rank", "tangent_rows"}
     return {
         name: float(value)
         for name, value in logged.items()

@@ -7,6 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from lightning_embed.analysis.growing import layer_curvatures, splittable
+from lightning_embed.analysis.tangent import rank_of_run
 from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_epoch, log_step, step_axis, unlogged
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
@@ -17,7 +21,7 @@ from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradie
 from lightning_embed.surgery import Criteria, Measurement
 from lightning_embed.surgery.nominate.features import collect_moments
 from lightning_embed.surgery.nominate.measure import measure_layers, measure_moments
-from lightning_embed.tape import Tape, from_plain, to_plain
+from lightning_embed.tape import Tape, from_plain, replay, to_plain
 from lightning_embed.tape.tree import canonical_name
 
 log = logging.getLogger(__name__)
@@ -49,6 +53,12 @@ class EmbeddingMonitor(Callback):
     At the end of every epoch, on its last sampled batch: `width/cosine/<layer>` and `width/span/<layer>`, the neurons
     that the two criteria would keep, and `width`, the number of neurons in all hidden layers.
 
+    Two more are measured where they are asked for, as they cost more than a step. With `splitting_loss`, on every
+    sampled step, `splitting/<layer>`: the least splitting curvature of a layer's neurons
+    (`analysis.splitting_curvature`), negative where a wider layer could lower the loss. With `tangent_rank`, at the end
+    of every epoch, `tangent_rank`: as how many parameters the network acts on the last sampled batch
+    (`analysis.tangent_rank`); the report tells the last.
+
     All this is kept in the run's log folder too, as `history.jsonl`, from which `lightning-embed report` makes a page.
     With `figures_every_n_epochs` the figures of `lightning_embed.reporting.figures` reach the loggers that take figures
     (TensorBoard, W&B, MLflow, Comet), or the folder `figures` as PNG files.
@@ -67,6 +77,9 @@ class EmbeddingMonitor(Callback):
             is returned beside them, hidden layers for one, is none. By default those that lead to the loss.
         call: how to run the model on a batch, (module, batch) → outputs, where the training step cannot be recorded;
             by default the module's `calibration_step(batch)` if it has one, else the step itself is recorded.
+        splitting_loss: a function of the module and a batch that runs the module and gives the loss, the mean over the
+            samples; it is called in eval mode. None: no splitting curvature.
+        tangent_rank: whether to measure the tangent rank of the last output that a step computes.
 
     Raises:
         InputError: `every_n_steps` or `figures_every_n_epochs` is no positive integer, `checkpoint_mib` negative, or
@@ -85,6 +98,8 @@ class EmbeddingMonitor(Callback):
         figures_every_n_epochs: int | None = None,
         output: Callable[[Any], Any] | None = None,
         call: Callable[[Any, Any], Any] | None = None,
+        splitting_loss: Callable[[Any, Any], Tensor] | None = None,
+        tangent_rank: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
@@ -94,6 +109,9 @@ class EmbeddingMonitor(Callback):
         if not checkpoint_mib >= 0:
             raise InputError(f"EmbeddingMonitor(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
         self.figures_every_n_epochs = figures_every_n_epochs
+        if splitting_loss is not None and not callable(splitting_loss):
+            raise InputError(f"EmbeddingMonitor(splitting_loss=…) must be a function, got {splitting_loss!r}.")
+        self.splitting_loss, self.tangent_rank = splitting_loss, tangent_rank
         self.given_criteria = criteria
         self.criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
@@ -177,11 +195,12 @@ class EmbeddingMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure what was recorded, and log."""
-        del batch, batch_idx
+        del batch_idx
         self._recording.stop()
         if self._stepped is None:
             return
         self._sample(trainer, pl_module)
+        self._metrics |= self._splitting(pl_module, batch)
         metrics = agreed(trainer, self._gradients | self._metrics)
         self._gradients, self._metrics = {}, {}
         if "grad_norm/l1" in metrics:
@@ -197,7 +216,8 @@ class EmbeddingMonitor(Callback):
             return
         self._sampled = False
         tape = all_have(trainer, self._recording.last)
-        metrics = agreed(trainer, {} if tape is None else self._measure(trainer, pl_module, tape, widths=True))
+        measured = {} if tape is None else self._measure(trainer, pl_module, tape, widths=True)
+        metrics = agreed(trainer, measured | ({} if tape is None else self._rank(pl_module, tape)))
         self._keep(trainer, pl_module, metrics, tape)
         shown: dict[str, float] = {name: metrics.pop(name) for name in ("depth", "width") if name in metrics}
         log_epoch(pl_module, metrics)
@@ -249,6 +269,34 @@ class EmbeddingMonitor(Callback):
         if self.criteria.linearization is not None:
             metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))
         return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers if one.mpc is not None}
+
+    def _splitting(self, module: Any, batch: Any) -> dict[str, float]:
+        """The least splitting curvature of every layer that has one, where it is asked for."""
+        loss, graph = self.splitting_loss, self._observed.latest(module)
+        if loss is None or graph is None:
+            return {}
+        try:
+            with unlogged(module):
+                layers = splittable(module, graph, None)
+                return {
+                    f"splitting/{one.layer}": one.least
+                    for one in layer_curvatures(module, layers, lambda: loss(module, batch))
+                }
+        except Exception as error:  # noqa: BLE001  # whatever a model does, its training goes on
+            self._recording.warn("The splitting curvature could not be measured", error)
+            return {}
+
+    def _rank(self, module: Any, tape: Tape) -> dict[str, float]:
+        """The tangent rank, where it is asked for."""
+        if not self.tangent_rank:
+            return {}
+        try:
+            with unlogged(module):
+                found = rank_of_run(module, lambda: replay(module, tape, grad=True)[-1])
+        except Exception as error:  # noqa: BLE001  # whatever a model does, its training goes on
+            self._recording.warn("The tangent rank could not be measured", error)
+            return {}
+        return {"tangent_rank": float(found.rank), "tangent_rows": float(found.rows)}
 
     def state_dict(self) -> dict[str, Any]:
         """The latest sample, so that a resumed run measures what an uninterrupted one would, as plain data."""

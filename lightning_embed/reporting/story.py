@@ -71,12 +71,15 @@ def _summary(history: History) -> list[str]:
     layers = sum(one.kind == "layer" for one in history.merges)
     neurons = sum(one.width[0] - one.width[1] for one in history.merges if one.kind == "neurons")
     ran = f" Begun on {_when(history.began)}." if history.began else ""
+    was, became = history.was, history.became
+    rank = _rank(history)
     if not layers and not neurons:
-        return [f"Nothing was merged: the network is as large as it was.{ran} Status: {history.status}."]
+        grew = was is not None and became is not None and became.size.parameters > was.size.parameters
+        lead = "Nothing was merged" if grew else "Nothing was merged: the network is as large as it was"
+        return [f"{lead}.{_grown(was, became)}{ran} Status: {history.status}.", *rank]
     what = [_plural(layers, "hidden layer")] * bool(layers) + [_plural(neurons, "neuron")] * bool(neurons)
     lead = f"{' and '.join(what)} {'was' if layers + neurons == 1 else 'were'} merged"
-    was, became = history.was, history.became
-    if was is not None and became is not None and was.size.parameters:
+    if was is not None and became is not None and 0 < became.size.parameters <= was.size.parameters:
         share = 1.0 - became.size.parameters / was.size.parameters
         left = f"{became.size.parameters:,} of {was.size.parameters:,} parameters are left"
         lead += f": {left}, {100 * share:.1f}\u00a0% fewer"
@@ -84,7 +87,29 @@ def _summary(history: History) -> list[str]:
     changes = [one.change for one in history.merges if math.isfinite(one.change)]
     effect = f"The outputs changed by at most {max(changes):.4f} (relative)" if changes else "Merged"
     effect += f" in any of {_plural(len(events), 'merging event')}." if events else "."
-    return [f"{lead}.", f"{effect}{ran} Status: {history.status}."]
+    return [f"{lead}.{_grown(was, became)}", f"{effect}{ran} Status: {history.status}.", *rank]
+
+
+def _grown(was: Snapshot | None, became: Snapshot | None) -> str:
+    """A sentence about a network that has more parameters than it began with."""
+    if was is None or became is None or became.size.parameters <= was.size.parameters:
+        return ""
+    more = became.size.parameters / was.size.parameters - 1 if was.size.parameters else math.nan
+    share = "" if math.isnan(more) else f", {100 * more:.1f}\u00a0% more"
+    now, then = f"{became.size.parameters:,} parameters", f"{was.size.parameters:,}"
+    return f" The network grew: it has {now} and began with {then}{share}."
+
+
+def _rank(history: History) -> list[str]:
+    """As how many parameters the network acts, where that was measured."""
+    ranks, rows = (history.curves.get(name) for name in ("tangent_rank", "tangent_rows"))
+    became = history.became
+    if ranks is None or rows is None or became is None:
+        return []
+    rank, most = int(ranks.values[-1]), int(rows.values[-1])
+    least = "at least " if rank == most < became.size.parameters else ""
+    acts = f"{became.size.parameters:,} parameters act as {least}{rank:,}"
+    return [f"{acts}: the rank of the derivative of {most:,} outputs of the last sampled batch by them."]
 
 
 def _cards(history: History) -> list[dict[str, Any]]:

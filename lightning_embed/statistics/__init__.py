@@ -23,6 +23,7 @@ from lightning_embed.statistics.linearization import (
 from lightning_embed.statistics.moments import Moments, PrecisionWarning, merge_moments, update_moments
 from lightning_embed.statistics.reconstruction import reconstruct
 from lightning_embed.statistics.span import Span, refit, span_order, width_span
+from lightning_embed.statistics.splitting import splitting_eigenvalues
 
 if TYPE_CHECKING:
     from lightning_embed.statistics.metrics import MinimalPearsonCorrelation
@@ -53,6 +54,7 @@ __all__ = [
     "refit",
     "representatives",
     "span_order",
+    "splitting_eigenvalues",
     "tangent_fit",
     "update_moments",
     "width_cosine",

@@ -2,6 +2,7 @@
 
 from lightning_embed.surgery.change.apply import apply
 from lightning_embed.surgery.change.embed import deepen, widen
+from lightning_embed.surgery.change.embedding import Null, Split, embed
 from lightning_embed.surgery.change.layer_merge import LayerMerge
 from lightning_embed.surgery.change.neuron_merge import Fit, NeuronMerge
 from lightning_embed.surgery.change.plan import Plan
@@ -31,12 +32,14 @@ __all__ = [
     "LayerView",
     "Measurement",
     "NeuronMerge",
+    "Null",
     "Plan",
     "Reconstruction",
     "Record",
     "Result",
     "Size",
     "Snapshot",
+    "Split",
     "Step",
     "Tolerance",
     "apply",
@@ -44,6 +47,7 @@ __all__ = [
     "deepen",
     "detach",
     "distill",
+    "embed",
     "export",
     "load_from_checkpoint",
     "loading",

@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import lightning_embed as le
+from lightning_embed.analysis import splitting_curvature, tangent_rank
 from lightning_embed.callbacks import EmbeddingMonitor, EmbeddingPruner
 from lightning_embed.callbacks.recording import Observed
+from lightning_embed.errors import InputError
 from lightning_embed.surgery import collect
 from lightning_embed.surgery.nominate import features
 from lightning_embed.tape import replay
@@ -53,6 +55,42 @@ def test_mpc_is_that_of_the_batch(tmp_path):
     pre = reference.net[0](x)  # before the step, as the gradient
     expected = le.minimal_pearson_correlation(pre, pre.tanh())
     assert run.callback_metrics["mpc/net.0"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def batch_loss(module, batch):
+    return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
+def test_splitting_curvature_and_tangent_rank_are_measured_where_they_are_asked_for(tmp_path):
+    model, plain, data = Planted(), Planted(), loader(batch_size=64)
+    asked = EmbeddingMonitor(every_n_steps=1, splitting_loss=batch_loss, tangent_rank=True)
+    run = trainer(tmp_path, [asked], max_epochs=1, logger=CSVLogger(tmp_path, "", ""))
+    run.fit(model, data)
+    trainer(tmp_path, [EmbeddingMonitor(every_n_steps=1)], max_epochs=1).fit(plain, data)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    batch = list(data)[-1]
+    for one in splitting_curvature(model, nn.functional.cross_entropy, (batch[0], batch[1])):
+        assert run.callback_metrics[f"splitting/{one.layer}"] == pytest.approx(one.least, rel=1e-3, abs=1e-6)
+    found = tangent_rank(model, batch[0])
+    assert run.callback_metrics["tangent_rank"] == found.rank < found.parameters
+    page = le.report(tmp_path).read_text(encoding="utf-8")
+    assert f"{found.parameters:,} parameters act as {found.rank:,}: the rank of" in page
+
+
+def test_a_splitting_loss_that_fails_does_no_harm(tmp_path, caplog):
+    def broken(module, batch):
+        raise ValueError("no such thing")
+
+    monitor = EmbeddingMonitor(every_n_steps=1, splitting_loss=broken)
+    run = trainer(tmp_path, [monitor], max_epochs=1)
+    run.fit(Planted(), loader())
+    assert "mpc/net.0" in run.callback_metrics
+    assert [record.message for record in caplog.records].count(
+        "The splitting curvature could not be measured: no such thing"
+    ) == 1
+    with pytest.raises(InputError, match="splitting_loss=…"):
+        EmbeddingMonitor(splitting_loss=3)
 
 
 @pytest.mark.parametrize("clip", [None, 1e-3])

@@ -95,18 +95,19 @@ def test_fig6_batch_norm_of_a_large_scale_leaves_no_plateau(figure):
 
 
 @pytest.mark.slow
-def test_fig7_only_more_data_on_a_wider_interval_bend_the_layers(figure):
-    found = figure["found"]
-    before = found["MPC by layer right before the switch"]
-    after = found["MPC by layer on the new data"]
-    for name, values in after.items():
-        if "wider" in name:
-            assert all(new < old for new, old in zip(values, before, strict=True))
-        else:
-            assert values == pytest.approx(before, abs=1e-4)
-    escape = found["steps from the switch to the escape (null: none)"]
-    assert escape["100 points, wider"] is not None
-    assert escape["100 points, denser"] == escape["70 points, as before"] is None  # the paper's claim does not hold so
+def test_fig7_more_data_bend_the_layers_and_escape_sooner(figure):
+    (run,) = figure["runs"]
+    for count in ("80 points", "100 points"):
+        assert all(new < old for new, old in zip(run["after"][count]["mpc"][0], run["before"]["mpc"][-1], strict=True))
+        assert run["escape"][count] < run["escape"]["70 points"]
+
+
+@pytest.mark.slow
+def test_fig10_the_upper_layers_pass_on_what_is_affine_in_their_input(figure):
+    for meeting in figure["meetings"]:
+        first, *upper = meeting["not affine"]
+        assert first > 0.1
+        assert max(upper) < 0.01
 
 
 @pytest.mark.slow

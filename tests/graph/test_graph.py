@@ -118,17 +118,17 @@ def test_regions_give_what_the_consumers_read(name: str) -> None:
     modules = modules_by_name(model)
     regions = {layer.name: layer for layer in graph.layers if layer.region is not None}
     assert ZOO[name].layers <= regions.keys()
-    pres: dict[str, list[Tensor]] = {name: [] for name in regions}
+    pres: dict[str, list[Tensor]] = {producer: [] for producer in regions}
     posts: dict[str, list[Tensor]] = {reader: [] for layer in regions.values() for reader in layer.consumers}
-    for name, store in pres.items():
-        modules[name].register_forward_hook(lambda _m, _a, output, store=store: store.append(output.clone()))
+    for producer, store in pres.items():
+        modules[producer].register_forward_hook(lambda _m, _a, output, store=store: store.append(output.clone()))
     for reader, store in posts.items():
         modules[reader].register_forward_pre_hook(lambda _m, args, store=store: store.append(args[0].clone()))
     replay(model, tapes[0])
-    for name, layer in regions.items():
+    for producer, layer in regions.items():
         for reader in layer.consumers:
-            for pre, post in zip(pres[name], posts[reader], strict=True):
-                result = graph.run_region(model, name, pre, reader)
+            for pre, post in zip(pres[producer], posts[reader], strict=True):
+                result = graph.run_region(model, producer, pre, reader)
                 if getattr(modules[reader], "padding_mode", "zeros") != "zeros":  # it pads before it convolves
                     pads = modules[reader]._reversed_padding_repeated_twice
                     post = F.pad(post, pads, modules[reader].padding_mode)

@@ -20,10 +20,12 @@ from lightning_embed.analysis import (
     may_be_truly_bad,
     spectrum,
 )
+from lightning_embed.analysis.risk import jacobian
 from lightning_embed.errors import InputError
 from lightning_embed.operators import (
     affine_segments,
     features,
+    from_vector,
     lift,
     network,
     parameter_count,
@@ -172,6 +174,77 @@ def test_each_equal_split_adds_a_zero_and_a_negative_eigenvalue_at_the_point_of_
         assert counts(wide, nn.Tanh(), nn.MSELoss(), data) == wanted
         assert is_strict_saddle(mlp(wide, nn.Tanh()), nn.MSELoss(), data)
     assert not is_strict_saddle(point.model, nn.MSELoss(), data)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("outputs", [2, 3, 4])
+def test_outputs_beyond_the_rank_of_the_targets_add_zeros_to_every_split(outputs, seed):
+    """Targets of K outputs that sum to 1, as classes do, have rank K - 1, and a split adds at least two zeros.
+
+    At a critical point u·f = u·y for every u with constant u·y, so that the residuals, and with them the block C of
+    `split_block`, vanish along u as along the output weights of the neuron. Of K outputs whose centred targets have
+    rank r a split adds at least K - r + 1 zeros; 004, Fig. 3(b), where it adds one, fits a single output.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    (w_in, b_in), (w_out, b_out) = random_theta((3, 2, outputs), generator)
+    w_out, b_out = w_out - w_out.mean(0), b_out - b_out.mean() + 1 / outputs  # the outputs sum to 1 everywhere
+    theta, x = ((w_in, b_in), (w_out, b_out)), normal(generator, 30, 3)
+    risk = Risk(mlp(theta, nn.Sigmoid()), nn.MSELoss(), (x, normal(generator, 30, outputs)))
+    rows = jacobian(risk.outputs, risk.point)
+    summed = torch.kron(torch.eye(30, dtype=x.dtype), torch.ones(1, outputs, dtype=x.dtype))
+    free = torch.linalg.svd(torch.cat([rows.T, summed]))[2][-1]  # residuals that no parameter and no sum sees
+    data = x, risk.outputs(risk.point) + 5 * free.reshape(30, outputs)
+    assert torch.linalg.matrix_rank(data[1] - data[1].mean(0)) == outputs - 1
+    narrow = counts(theta, nn.Sigmoid(), nn.MSELoss(), data)
+    split = splitting_embedding((3, 2, outputs), 1, seed % 2, 0.5)
+    wide = counts(split(theta), nn.Sigmoid(), nn.MSELoss(), data)
+    assert all(after >= before for before, after in zip(narrow, wide, strict=True))
+    assert wide[1] - narrow[1] >= 2
+    assert wide[1] - narrow[1] == 2  # of generic points; more where others vanish too
+
+
+# θ to eight digits, found from 1.5 · randn(96, 19), seed 1, number 45, and from randn(96, 13), seed 0, number 10
+IRIS_POINTS = {
+    "one output a class": (
+        [
+            *(1.45809292, 0.63820638, 1.21665826, -1.63547912, 0.51951141, 0.51627166, -3.2922171, -2.25833904),
+            *(3.4253754, 3.06171632, 0.1936028, 0.82409806, 0.11308584, 0.3217578, -0.30668864, -1.14585587),
+            *(-0.36917199, 0.02382628, 1.3453457),
+        ],
+        0.119369575,
+        ((16, 0, 3), (19, 2, 6), (22, 4, 9)),
+    ),
+    "the number of the class": (
+        [
+            *(-0.8005536, 0.21552402, 2.166592, -0.15543771, 0.0750234, 0.46075821, -0.88469887, -1.43524321),
+            *(-0.85508528, 0.93944198, 0.55087847, -2.03234912, 1.96365065),
+        ],
+        0.032244326,
+        ((11, 0, 2), (14, 1, 4), (17, 2, 6)),
+    ),
+}
+
+
+@pytest.mark.parametrize("coded", IRIS_POINTS)
+def test_the_critical_points_of_two_sigmoid_neurons_on_iris(coded):
+    """004, Fig. 3(b): one of 96 random starts, polished; a neuron split equally into 2 and 3."""
+    from sklearn.datasets import load_iris
+
+    found, loss, wanted = IRIS_POINTS[coded]
+    given = load_iris()
+    x, labels = torch.tensor(given.data, dtype=torch.float64), torch.tensor(given.target)
+    y = nn.functional.one_hot(labels).double() if len(found) == 19 else labels.double()[:, None]
+    data = (x - x.mean(0)) / x.std(0), y
+    theta = from_vector(torch.tensor(found, dtype=torch.float64), (4, 2, y.shape[1]))
+    point = find_critical_point(mlp(theta, nn.Sigmoid()), nn.MSELoss(), data, steps=0)
+    assert point.loss == pytest.approx(loss, abs=1e-9)
+    (w_in, b_in), (w_out, b_out) = theta_of(point.model)
+    for copies, expected in zip((1, 2, 3), wanted, strict=True):
+        wide = (w_in, b_in), (w_out, b_out)
+        if copies > 1:
+            more_in, more_bias, more_out = split_neuron(w_in, b_in, w_out, 0, [1 / copies] * copies)
+            wide = (more_in, more_bias), (more_out, b_out)
+        assert counts(wide, nn.Sigmoid(), nn.MSELoss(), data) == expected
 
 
 @pytest.mark.parametrize(("seed", "resting", "positive", "zeros"), [(1, 1, 3, 4), (4, 0, 5, 2)])

@@ -11,10 +11,13 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import lightning_embed as le
+from lightning_embed import tape
+from lightning_embed.graph import observe
 from lightning_embed.reporting.drawing import network, slices
-from lightning_embed.reporting.history import NAME, HistoryFile, history_of, read_history
+from lightning_embed.reporting.history import NAME, History, HistoryFile, Moment, history_of, read_history
 from lightning_embed.reporting.page import render
 from lightning_embed.reporting.pixels import palette, picture
+from lightning_embed.surgery import snapshot
 from tests.reporting.browser import Visit, chromium
 from tests.reporting.histories import NASTY, fitted, start, write_long
 
@@ -85,6 +88,19 @@ def test_the_page_of_a_result_tells_everything(result, tmp_path):
     assert torch.__version__.split("+")[0] in page.text
     assert len(page.all("img")) == 2
     assert len(page.all("svg")) == 2 * 4
+
+
+def test_a_network_that_grew_is_said_to_have_grown(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(64, 3)
+    moments = []
+    for when, one in (("start", net), ("end", le.widen(net, {"0": 9}))):
+        tapes = tape.record(one, [x])
+        moments.append(Moment(when, None, None, snapshot(one, observe(one, tapes), tapes)))
+    page = Checked(render(History(moments=tuple(moments)))).text.replace("\u00a0", " ")
+    assert "Nothing was merged. The network grew: it has 56 parameters and began with 26, 115.4 % more." in page
+    assert "as large as it was" not in page
 
 
 def test_the_page_of_a_run_tells_everything(run):

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph import Graph, HiddenLayer, Layout, observe, output_weight, stored_weight
+from lightning_embed.errors import InputError
+from lightning_embed.graph import HiddenLayer, Layout, observe
 from lightning_embed.operators import (
     Segment,
     affine_segments,
     lift_layer,
     tangent_segment,
 )
-from lightning_embed.surgery.calibration import halves
 from lightning_embed.surgery.change.edit import Edits, submodule
+from lightning_embed.surgery.change.enlarging import hidden_layer, require_free, require_kept, split_layer, tapes_of
 from lightning_embed.surgery.nominate.features import collect_features
-from lightning_embed.surgery.nominate.sizes import by_producer
-from lightning_embed.surgery.persist.checkpoint import attach, detach
+from lightning_embed.surgery.persist.checkpoint import detach
 from lightning_embed.surgery.persist.copying import copy_of
-from lightning_embed.tape import Tape, replay
-from lightning_embed.tape.tape import model_device, tensors_by_name
 
 M = TypeVar("M", bound=nn.Module)
-KEPT = 0.05  # as a share of their variation, how far outputs may change: 16-bit types round by a few hundredths
 
 
 @torch.inference_mode(mode=False)
@@ -70,27 +66,23 @@ def widen(
     (8, True)
     """
     wide = copy_of(model)
-    tapes = _tapes(model, data, call, seed)
+    tapes = tapes_of(model, data, call, seed)
     graph = observe(wide, tapes)
     for name, width in widths.items():
-        layer = _hidden(graph, name)
-        if layer.merge_neurons:
-            raise InputError(f"The neurons of {name!r} may not be split: {layer.merge_neurons}.")
+        layer = hidden_layer(graph, name)
+        require_free(layer)
         if width < layer.width:
             raise InputError(
                 f"{name!r} has {layer.width} neurons, more than the {width} asked for; "
                 "use prune(widths=…) to narrow it."
             )
-    attachment = attach(wide)
     generator = torch.Generator().manual_seed(seed)
     for number, (name, width) in enumerate(widths.items()):
         if number and len(graph.layers) > 1:
             graph = observe(wide, tapes)  # where its columns are may have changed
-        layer = _hidden(graph, name)
-        for owner in (*layer.producers, *layer.reads, *{tensor.rpartition(".")[0] for tensor, _ in layer.per_neuron}):
-            attachment.remember(wide, owner)
-        _split(wide, layer, *_random_copies(layer.width, width, generator))
-    _require_kept(model, wide, tapes, "widened")
+        layer = hidden_layer(graph, name)
+        split_layer(wide, layer, *_random_copies(layer.width, width, generator))
+    require_kept(model, wide, tapes, "widened")
     return wide
 
 
@@ -104,90 +96,6 @@ def _random_copies(old: int, new: int, generator: torch.Generator) -> tuple[list
     return source.tolist(), raw / raw.new_zeros(old).index_add(0, source, raw)[source]
 
 
-def _split(model: nn.Module, layer: HiddenLayer, source: Sequence[int], shares: Tensor) -> None:
-    """Copy units in everything that makes them; let the copies share what reads them.
-
-    Columns before rows, as a layer may read and make units of the same hidden layer.
-    """
-    edits = Edits()
-    copies = _Copies(layer.width, source, shares, in_order=_in_blocks(model, layer))
-    for name, layout in layer.reads.items():
-        consumer = submodule(model, name)
-        weight = copies.columns(output_weight(consumer).detach(), layout)
-        edits.set_tensor(consumer, "weight", stored_weight(consumer, weight))
-        edits.sync_counts(consumer)
-    for name, layout in layer.producers.items():
-        producer = submodule(model, name)
-        weight = copies.rows(output_weight(producer).detach(), 0, layout)
-        bias = getattr(producer, "bias", None)
-        edits.set_tensor(producer, "weight", stored_weight(producer, weight))
-        if bias is not None:
-            edits.set_tensor(producer, "bias", copies.rows(bias.detach(), 0, layout))
-        edits.sync_counts(producer)
-    for qualified, layout in layer.per_neuron:
-        owner_name, _, tensor = qualified.rpartition(".")
-        owner = submodule(model, owner_name)
-        edits.set_tensor(owner, tensor, copies.rows(getattr(owner, tensor).detach(), layout.dim, layout))
-        edits.sync_counts(owner)
-
-
-def _in_blocks(model: nn.Module, layer: HiddenLayer) -> bool:
-    """Whether the units fill every tensor, one neighbouring block each, so that copies can come behind all of them."""
-    ways = [(len(output_weight(submodule(model, name))), layout) for name, layout in layer.producers.items()]
-    ways += [(output_weight(submodule(model, name)).shape[1], layout) for name, layout in layer.reads.items()]
-    ways += [(tensors_by_name(model)[name].shape[layout.dim], layout) for name, layout in layer.per_neuron]
-    return all(
-        layout == Layout.blocks(layout.dim, layer.width, layout.size) and size == layer.width * layout.size
-        for size, layout in ways
-    )
-
-
-class _Copies:
-    """Which unit each of the new ones copies, and its share of what reads it.
-
-    Where units fill all tensors in blocks the copies come behind. Elsewhere they come behind their originals, in every
-    tensor alike: a run of neighbouring entries of one unit is repeated as often as the unit has copies. So the two
-    halves of a packed gate, the parts of a concatenation and the channels of a flattened image stay in step.
-    """
-
-    def __init__(self, width: int, source: Sequence[int], shares: Tensor, *, in_order: bool) -> None:
-        self._in_order = in_order
-        self._source = torch.tensor(source)
-        self._shares = shares
-        self._of_unit = [torch.nonzero(self._source == unit).flatten() for unit in range(width)]
-
-    def _places(self, size: int, layout: Layout) -> tuple[Tensor, Tensor]:
-        """For every new place the old one that it copies, and the share of its unit (1 for what is nobody's)."""
-        assert layout.index is not None
-        if self._in_order:
-            return layout.index[self._source].flatten(), self._shares.repeat_interleave(layout.size)
-        owner = torch.full((size,), -1)
-        owner[layout.index.flatten()] = torch.arange(layout.units).repeat_interleave(layout.size)
-        places: list[int] = []
-        shares: list[float] = []
-        begin = 0
-        while begin < size:
-            unit, end = int(owner[begin]), begin + 1
-            while unit >= 0 and end < size and owner[end] == unit:
-                end += 1
-            for share in self._shares[self._of_unit[unit]].tolist() if unit >= 0 else [1.0]:
-                places.extend(range(begin, end))
-                shares.extend([share] * (end - begin))
-            begin = end
-        return torch.tensor(places), torch.tensor(shares, dtype=torch.float64)
-
-    def rows(self, tensor: Tensor, dim: int, layout: Layout) -> Tensor:
-        """A tensor with the copies along a dimension."""
-        places, _ = self._places(tensor.shape[dim], layout)
-        return tensor.index_select(dim, places.to(tensor.device))
-
-    def columns(self, weight: Tensor, layout: Layout) -> Tensor:
-        """A reader's weight (rows, columns, …) in which the copies of a unit share its columns."""
-        places, shares = self._places(weight.shape[1], layout)
-        copied = weight.index_select(1, places.to(weight.device))
-        return (copied.double() * shares.to(weight.device).reshape(1, -1, *(1,) * (weight.dim() - 2))).to(weight.dtype)
-
-
 @torch.inference_mode(mode=False)
 def deepen(
     model: M,
@@ -197,6 +105,7 @@ def deepen(
     width: int | None = None,
     activation: nn.Module | None = None,
     radius: float = 0.02,
+    skip: bool = False,
     call: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> M:
@@ -219,6 +128,7 @@ def deepen(
         width: neurons to insert; the least number that works, the smaller of the reading Linear's sizes, if None.
         activation: the inserted activation; a copy of the one behind `after` if None.
         radius: for smooth activations, half the length of the interval of pre values that the data fill by half.
+        skip: insert a residual layer, h + σ(W h + b), instead (000, Def. A.2); it is as wide as what the Linear reads.
         call: how to run the model on a batch: batch → outputs.
         seed: of the loader's shuffling.
 
@@ -241,8 +151,8 @@ def deepen(
     """
     deep = copy_of(model)
     detach(deep)
-    tapes = _tapes(model, data, call, seed)
-    layer = _hidden(observe(deep, tapes), after)
+    tapes = tapes_of(model, data, call, seed)
+    layer = hidden_layer(observe(deep, tapes), after)
     if len(layer.consumers) != 1:
         names = ", ".join(layer.consumers)
         raise InputError(f"{after!r} is read by several Linears ({names}); a layer is inserted before a single one.")
@@ -260,11 +170,31 @@ def deepen(
         slope=segment.slope,
         intercept=segment.intercept,
         width=width,
+        skip=skip,
     )
-    lifted = nn.Sequential(_new_linear(w1, b1, consumer), between, _new_linear(w2, b2, consumer))
+    first, last = _new_linear(w1, b1, consumer), _new_linear(w2, b2, consumer)
+    lifted = nn.Sequential(Residual(first, between), last) if skip else nn.Sequential(first, between, last)
     Edits().set_slot(deep, name, lifted.train(consumer.training))
-    _require_kept(model, deep, tapes, "deepened")
+    require_kept(model, deep, tapes, "deepened")
     return deep
+
+
+class Residual(nn.Module):
+    """A residual layer, h + σ(W h + b).
+
+    Args:
+        linear: W and b, as many outputs as inputs.
+        activation: σ.
+    """
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.activation = linear, activation
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Add what the layer makes of its input to the input."""
+        added: Tensor = self.activation(self.linear(h))
+        return h + added
 
 
 def _new_linear(weight: Tensor, bias: Tensor, like: nn.Linear) -> nn.Linear:
@@ -299,61 +229,8 @@ def _straightest(activation: nn.Module, radius: float) -> Segment:
     return min(segments, key=lambda one: one.error / abs(one.slope))
 
 
-def _tapes(model: nn.Module, data: Any, call: Callable[[Any], Any] | None, seed: int) -> list[Tape]:
-    guessed = data is None
-    if guessed:
-        first = next((one for one in model.modules() if isinstance(one, nn.Linear)), None)
-        size = 1 if first is None else first.in_features
-        like = torch.empty(0) if first is None else first.weight
-        generator = torch.Generator().manual_seed(seed)
-        data = torch.randn(64, size, generator=generator).to(device=model_device(model), dtype=like.dtype)
-    try:
-        fit, decide = halves(model, data, call, None, seed)
-    except InputError as error:
-        if not guessed:
-            raise
-        raise InputError(
-            f"{type(model).__name__} could not be called on random numbers of its first Linear's size; "
-            "pass data=, some batches of its inputs."
-        ) from error
-    return [*fit, *decide]
-
-
-def _hidden(graph: Graph, name: str) -> HiddenLayer:
-    layers = by_producer(graph, name)
-    if len(layers) == 1:
-        return layers[0]
-    if layers:
-        several = ", ".join(layer.name for layer in layers)
-        raise InputError(f"The neurons of {name!r} belong to several hidden layers; name one of {several}.")
-    names = ", ".join(layer.name for layer in graph.layers) or "none"
-    why = f" ({graph.refused[name]})" if name in graph.refused else ""
-    raise InputError(f"{name!r} is no hidden layer of this model{why}; these are: {names}.")
-
-
 def _linear(model: nn.Module, name: str) -> nn.Linear:
     module = submodule(model, name)
     if type(module) is not nn.Linear:
         raise InputError(f"{name!r} is a {type(module).__name__}; only an nn.Linear can be embedded.")
     return module
-
-
-def _require_kept(model: nn.Module, changed: nn.Module, tapes: Sequence[Tape], how: str) -> None:
-    """Refuse a model that does not compute what the given one does."""
-    for tape in tapes:
-        try:
-            pairs = list(zip(replay(model, tape), replay(changed, tape), strict=True))
-        except ReplayError as error:
-            raise InputError(f"The model cannot be {how}, because then it does not run: {error}") from error
-        for old, new in pairs:
-            if old.is_floating_point() and not _same(old, new):
-                change = float((new - old).abs().max())
-                raise InputError(
-                    f"The model cannot be {how} with its function kept: its outputs change by up to {change:.2g}."
-                )
-
-
-def _same(old: Tensor, new: Tensor) -> bool:
-    rounding = min(64 * torch.finfo(old.dtype).eps, KEPT) * torch.linalg.vector_norm(old.double())
-    variation = torch.linalg.vector_norm((old - old.mean(0)).double())
-    return bool(torch.linalg.vector_norm((new - old).double()) <= KEPT * variation + rounding)

@@ -18,8 +18,8 @@ from lightning_embed.surgery.nominate.size import milder
 
 def merge_constants(bench: Bench, criteria: Sequence[Criterion]) -> None:
     """Drop neurons that say nothing, of all layers on the features of the network as it was before."""
-    features = bench.features()
     for criterion in _of_stage(criteria, "constants"):
+        features = bench.features()
         for name, identity in [(layer.name, bench.identity(layer)) for layer in bench.graph.layers]:
             layer = bench.layer_now(identity)
             if layer is not None and name in features and layer.merge_neurons is None:

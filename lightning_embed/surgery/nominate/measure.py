@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_embed.graph import Graph, HiddenLayer, Layout, is_layer, is_sharded, kind_of, legend
-from lightning_embed.statistics import Moments, mpc_of_moments
+from lightning_embed.statistics import Moments, cosine_groups, mpc_of_moments
 from lightning_embed.surgery.change.edit import parameter_count, submodule
+from lightning_embed.surgery.nominate.amplitude import Amplitude
 from lightning_embed.surgery.nominate.condensation import Condensation
 from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.criterion import LayerView
@@ -40,7 +41,8 @@ class LayerMeasurement:
         merge_neurons: why neurons may not be merged; None when they may.
         merge_layer: why the layer may not be removed; None when it may.
         producers: names of all layers that make its neurons; several where they are tied, as by a gate.
-        widths: neurons that criteria of the user's own would keep, by their names.
+        widths: neurons that other criteria would keep, by their names: "amplitude", whose others are left out of `mpc`
+            and `width_cosine`, and those of the user's own.
     """
 
     layer: str
@@ -128,10 +130,25 @@ def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criter
     measured = []
     for layer in layers:
         if layer.name in features:
-            seen = features[layer.name]
-            widths = _kept_widths(LayerView(model, graph, layer, seen), criteria)
-            measured.append(_layer(layer, seen.moments, paired=seen.paired, widths=widths))
+            view = LayerView(model, graph, layer, features[layer.name])
+            measured.append(_layer_of_view(view, criteria))
     return replace(_measurement(graph, measured), **_shares(model, graph))
+
+
+def _layer_of_view(view: LayerView, criteria: Criteria) -> LayerMeasurement:
+    """One layer, without the neurons that an amplitude criterion leaves out."""
+    seen, widths = view.features, _kept_widths(view, criteria)
+    moments = seen.moments
+    if criteria.amplitude is not None and widths.get(Amplitude.name, view.layer.width) < view.layer.width:
+        large = Amplitude(criteria.amplitude).large(view)
+        assert large is not None
+        pre = seen.pre if seen.paired else seen.post
+        moments = Moments.of(pre[:, large.to(pre.device)], seen.post[:, large.to(pre.device)])
+        vectors = view.input_weights
+        if criteria.condensation is not None and vectors is not None:
+            kept = [rows[large] for rows in vectors]
+            widths[Condensation.name] = len(cosine_groups(kept, criteria.condensation, absolute=view.layer.odd))
+    return _layer(view.layer, moments, paired=seen.paired, widths=widths)
 
 
 def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:

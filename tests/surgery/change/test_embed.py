@@ -203,6 +203,21 @@ def test_deepening_keeps_the_outputs_on_the_data(activation, dtype):
     assert all(torch.equal(one, before[key]) for key, one in net.state_dict().items())
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh()], ids=str)
+def test_a_residual_layer_is_inserted_and_keeps_the_outputs(activation):
+    net = mlp(3, 6, 2, activation=lambda: copy.deepcopy(activation))
+    x = torch.randn(200, 3, dtype=torch.float64)
+    deep = le.deepen(net, x, after="0", skip=True)
+    inserted = deep[2][0]
+    assert (inserted.linear.in_features, inserted.linear.out_features) == (6, 6)
+    change = (deep(x) - net(x)).norm() / (net(x) - net(x).mean(0)).norm()
+    assert change < (1e-12 if isinstance(activation, nn.ReLU) else 2e-3)
+    h = net[1](net[0](x))
+    torch.testing.assert_close(inserted(h), h + activation(inserted.linear(h)))
+    with pytest.raises(le.InputError, match="width must be fan_in = 6 with skip=True"):
+        le.deepen(net, x, after="0", skip=True, width=7)
+
+
 def test_layers_are_inserted_again_and_again_and_pruning_takes_them_out():
     net = mlp(3, 6, 5, 2, activation=nn.ReLU)
     x = torch.randn(300, 3, dtype=torch.float64)

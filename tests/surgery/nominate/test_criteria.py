@@ -140,6 +140,7 @@ class Variance(le.Criterion):
 def dim_half():
     model = mlp(3, 8, 2)
     model[0].weight.data[4:] *= 1e-3
+    model[0].bias.data[4:] *= 1e-3
     return model
 
 
@@ -152,9 +153,11 @@ def test_a_criterion_of_the_users_is_tried_measured_and_recorded_like_the_others
     assert result.before.layers[0].widths == {"variance": 4}
     assert result.to_dict()["before"]["layers"][0]["widths"] == {"variance": 4}
     torch.testing.assert_close(result.model(data()), dim_half()(data()), rtol=0, atol=1e-3)
-    few = le.prune(dim_half(), data(14), criteria=criteria)
+    wide = mlp(3, 16, 2)
+    wide[0].weight.data[12:] *= 1e-3
+    few = le.prune(wide, data(20), criteria=criteria)
     assert [(one.criterion, one.done) for one in few.records] == [("variance", False)]
-    assert "too few samples" in few.records[0].reason
+    assert few.records[0].reason == "too few samples (keeping 12 neurons needs 24 to fit, there are 10)"
 
 
 def test_beside_the_built_in_criteria_the_boldest_is_tried_first():

@@ -1,0 +1,1 @@
+"""Which layers of known architectures may merge: `python -m benchmarks.architectures`."""

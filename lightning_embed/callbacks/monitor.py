@@ -83,7 +83,7 @@ class EmbeddingMonitor(Callback):
 
     Raises:
         InputError: `every_n_steps` or `figures_every_n_epochs` is no positive integer, `checkpoint_mib` negative, or
-            `output` or `call` no function.
+            `output`, `call` or `splitting_loss` no function.
         ImportError: figures are asked for, and matplotlib is not installed.
 
     >>> EmbeddingMonitor(every_n_steps=10).every_n_steps
@@ -109,13 +109,11 @@ class EmbeddingMonitor(Callback):
         if not checkpoint_mib >= 0:
             raise InputError(f"EmbeddingMonitor(checkpoint_mib=…) must be at least 0, got {checkpoint_mib!r}.")
         self.figures_every_n_epochs = figures_every_n_epochs
-        if splitting_loss is not None and not callable(splitting_loss):
-            raise InputError(f"EmbeddingMonitor(splitting_loss=…) must be a function, got {splitting_loss!r}.")
         self.splitting_loss, self.tangent_rank = splitting_loss, tangent_rank
         self.given_criteria = criteria
         self.criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
-        check_functions("EmbeddingMonitor", output=output, call=call)
+        check_functions("EmbeddingMonitor", output=output, call=call, splitting_loss=splitting_loss)
         self.output, self.call = output, call
         self._begin()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_embed.analysis import escape_by_widening
 from lightning_embed.errors import CheckpointError, EmbeddingError, InputError, ReplayError
+from lightning_embed.graph import register_layer
 from lightning_embed.operators import (
     Embedding,
     add_null_neurons,
@@ -22,10 +23,13 @@ from lightning_embed.statistics import minimal_pearson_correlation
 from lightning_embed.surgery import (
     Criteria,
     Criterion,
+    LayerMerge,
     LayerView,
     Measurement,
+    NeuronMerge,
     Null,
     Plan,
+    Reconstruction,
     Record,
     Result,
     Split,
@@ -57,11 +61,14 @@ __all__ = [
     "Embedding",
     "EmbeddingError",
     "InputError",
+    "LayerMerge",
     "LayerView",
     "Measurement",
     "MinimalPearsonCorrelation",
+    "NeuronMerge",
     "Null",
     "Plan",
+    "Reconstruction",
     "Record",
     "ReplayError",
     "Result",
@@ -87,6 +94,7 @@ __all__ = [
     "minimal_pearson_correlation",
     "propose",
     "prune",
+    "register_layer",
     "report",
     "split_neuron",
     "widen",

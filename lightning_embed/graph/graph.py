@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
 from lightning_embed.graph.flows import Flow, Way, follow, is_quantized, static_refusals
-from lightning_embed.graph.layout import Layout, is_layer, is_sharded, pads_zeros
+from lightning_embed.graph.layout import Layout, bias_can_stand, is_layer, is_sharded
 from lightning_embed.graph.observer import Observation, Observer
 from lightning_embed.graph.reasons import Reason, legend
 from lightning_embed.graph.regions import Region, same
@@ -334,7 +334,7 @@ class _Builder:
             uniform=site.uniform,
             odd=site.odd,
             homogeneous=site.homogeneous,
-            intercepts={reader: not pads_zeros(self.modules[reader]) for reader in site.reads},  # type: ignore[arg-type]  # readers are layers
+            intercepts={reader: bias_can_stand(self.modules[reader]) for reader in site.reads},  # type: ignore[arg-type]  # readers are layers
             merge_neurons=None if neurons is None else str(neurons),
             merge_layer=None if layer is None else str(layer),
         )

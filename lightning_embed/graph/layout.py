@@ -289,6 +289,15 @@ def patches(inputs: Tensor, convolution: Convolution, outputs: Tensor, rows: Ten
     return padded[tuple(at)].movedim(-1, 1).flatten(1)
 
 
+def bias_can_stand(consumer: Layer) -> bool:
+    """Whether a reader's bias can stand for a neuron that is constant: it has one, or could, and reads nothing else.
+
+    >>> bias_can_stand(nn.Linear(1, 1, bias=False)), bias_can_stand(nn.Conv2d(1, 1, 3, padding=1))
+    (True, False)
+    """
+    return hasattr(consumer, "bias") and not pads_zeros(consumer)
+
+
 def pads_zeros(consumer: Layer) -> bool:
     """Whether a consumer also reads zeros that are no values of its neurons, so that no bias replaces a constant.
 

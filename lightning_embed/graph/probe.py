@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_embed.graph.layout import Layout, input_dim, output_layout
 from lightning_embed.graph.observer import Observation
 from lightning_embed.graph.reasons import Reason
-from lightning_embed.graph.regions import InstructionError, Region, close, same, slice_region
+from lightning_embed.graph.regions import InstructionFailed, Region, close, same, slice_region
 
 _FEW = 9  # rows on which it is tried whether each stands for itself
 _MILD, _WILD = 1.0, 30.0  # how far values are moved, relative to their size
@@ -233,7 +233,7 @@ class Probe:
                         pres[call] = producers[seen.layer].select(pres[call], kept)
                 try:
                     posts = self.run(part, pres, smaller, rewritten)
-                except InstructionError as error:
+                except InstructionFailed as error:
                     return Failure(str(error), alone=error.operands < 2)
                 except Exception as error:  # noqa: BLE001  # any failure means that this is not how it is cut
                     return Failure(str(error).partition("\n")[0], alone=False)

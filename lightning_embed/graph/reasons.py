@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 REASONS: dict[str, str] = {
-    "joined by": "the layer's values meet other data in this function (a residual, gate or concatenation) before they "
-    "reach the next layer; let each consumer read one layer alone",
+    "joined by": "the layer's values meet other data in these functions (a residual, gate or concatenation), so it "
+    "cannot be taken out, and its neurons go only together with what they meet",
     "is the model's output": "what the layer computes is returned by the recorded calls, so its neurons are outputs",
     "columns mix": "what lies between the layer and its consumers (softmax, layer norm) lets one neuron change another",
-    "rows mix": "what lies between the layer and its consumers lets one sample or position change another",
-    "rows differ": "what lies between does something else for each sample or position (a positional table)",
-    "changes size": "the consumer reads another number of values than the layer has neurons",
+    "rows mix": "what lies between the layer and its consumers lets one sample or position change another; its neurons "
+    "may merge, but it cannot be taken out",
+    "rows differ": "what lies between does something else for each sample or position (a positional table); its "
+    "neurons may merge, but it cannot be taken out",
+    "changes size": "a neuron is several values of the layer or of its consumer's input; they may merge, but the layer "
+    "cannot be taken out",
     "cannot be cut": "what lies between cannot be re-executed on fewer neurons, as when a tensor with one value per "
     "neuron is neither a parameter nor a buffer; register it as a buffer, or take widths from the tensor's shape",
     "random in eval": "re-executing what lies between gives other values each time, in eval mode too",
@@ -29,7 +32,7 @@ REASONS: dict[str, str] = {
     "forward overridden": "the class or instance replaces the forward of torch's layer, so what it computes is unknown",
     "convolution": "two convolutions in a row make no convolution of the same kernel; their channels may merge, though",
     "no batch dimension": "the convolution is called on a single sample; give it a leading dimension",
-    "consumer shared": "the consuming layer is fed by other data too, in this or another call",
+    "consumer shared": "the consuming layer is called on other data too, which are not cut with it",
     "calls disagree": "the layer is called several times and different things lie behind it",
     "differs in train mode": "in train mode other functions consume the layer than in eval mode",
     "value read by code": "the program reads a value of the layer as a number (if, item, numpy), so what it does next "
@@ -38,7 +41,8 @@ REASONS: dict[str, str] = {
     "activation in code": "a function call or operator lies between, which cannot be taken out; use a module for it",
     "activation shared": "a module between is used elsewhere too; give each layer a module of its own",
     "batch-norm statistics lag": "running statistics have not settled yet; train on, or update them",
-    "consumers differ": "those that read the layer read different values of it, so no one refit serves them all",
+    "consumers differ": "those that read the layer read different values of it, so no one fit of the layer serves them "
+    "all; its neurons may merge",
     "values not finite": "the layer computes NaN or infinite values on the calibration data; look at data and weights",
     "too few samples": "the calibration data are too few to fit what would replace the merged part; give more",
     "frozen beside trainable": "the layer and its consumer would become one weight, but only one of them is trained; "

@@ -33,7 +33,7 @@ class Instruction:
     shape: tuple[int, ...]  # of the first value that it was given
 
 
-class InstructionError(Exception):
+class InstructionFailed(Exception):  # noqa: N818  # it never leaves the room
     """A function failed when it was run again.
 
     Args:
@@ -175,7 +175,7 @@ class Region:
                     stack.enter_context(state.enter())
                 result = step.function(*args, **kwargs)
         except Exception as error:
-            raise InstructionError(name, len(tensors_of((args, kwargs))), error) from error
+            raise InstructionFailed(name, len(tensors_of((args, kwargs))), error) from error
         slots.update(zip(step.results, tensors_of(result), strict=True))
         slots.update({new: slots[old] for new, old in step.writes})
 

@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lightning_embed.graph.layout import Layout, input_dim, output_layout
@@ -373,6 +371,9 @@ def _components(
     rows: int, columns: int, row_parts: Sequence[np.ndarray], column_parts: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class of every row and every column, where pairs hang together."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     i = np.concatenate([np.empty(0, int), *row_parts]).astype(int)
     j = np.concatenate([np.empty(0, int), *column_parts]).astype(int) + rows
     graph = coo_matrix((np.ones(len(i), dtype=np.int8), (i, j)), shape=(rows + columns, rows + columns))

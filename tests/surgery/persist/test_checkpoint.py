@@ -231,10 +231,7 @@ class Nested(nn.Module):
 
 def nested():
     model = Nested()
-    net = model.body["net"]
-    cut = neuron_merge(net, [[0, 1], [2, 3]], consumer="2")
-    named = dataclasses.replace(cut, layer="body.net.0", consumers=("body.net.2",))
-    le.apply(model, plan(named))
+    le.apply(model, plan(neuron_merge(model, [[0, 1], [2, 3]], layer="body.net.0", consumer="body.net.2")))
     return model
 
 

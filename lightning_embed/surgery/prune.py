@@ -117,7 +117,8 @@ def prune(
             until there are 4096 samples. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
         criteria: thresholds that nominate; the defaults of `Criteria` if None.
         tolerance: the bound that decides; if None the defaults of `Tolerance`, and no bound where a size is asked for.
-        widths: number of neurons to leave at most in each of these layers, by name; 0 removes the layer. Other layers
+        widths: number of neurons to leave at most in each of these layers, by name (of a gate or a residual stage that
+            of any layer that makes its neurons); 0 removes the layer. Other layers
             lose nothing but neurons that are constant.
         budget: share of the parameters to leave at most. Tried are an equal share in every layer and one that is
             foretold to change the outputs least, each with and without merging linearized layers first; the result

@@ -159,7 +159,7 @@ def prune(
         pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
     _require_reached(pruned, fit, widths, wanted, records)
     if match and len(plan):
-        plan, records = _matched(pruned, model, plan, records, fit, Check(model, decide, tolerance))
+        plan, records = _matched(pruned, model, plan, records, fit, decide, tolerance)
     after, became = look(pruned, fit, criteria or Criteria(), decide)
     return Result(pruned, tuple(records), plan, before, after, (was, became))
 
@@ -250,12 +250,20 @@ def _require_reached(
         )
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def _matched(
-    pruned: nn.Module, model: nn.Module, plan: Plan, records: list[Record], fit: Sequence[Tape], check: Check
+    pruned: nn.Module,
+    model: nn.Module,
+    plan: Plan,
+    records: list[Record],
+    fit: Sequence[Tape],
+    decide: Sequence[Tape],
+    tolerance: Tolerance | None,
 ) -> tuple[Plan, list[Record]]:
     """Move the remaining weights such that the outputs come nearer to the original's; the plan and records with it."""
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        step = match_outputs(pruned, model, fit, check)
+    check = Check(model, decide, tolerance)
+    step = match_outputs(pruned, model, fit, check)
     if step is None:
         return plan, records
     was_allowed = not check.refusal(check.effect(pruned))

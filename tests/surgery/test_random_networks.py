@@ -51,7 +51,8 @@ def _silent(given: Network, before: dict, result: le.Result, found: Iterable[tup
     if not all(torch.equal(one, before[name]) for name, one in given.model.state_dict().items()):
         yield "the given model was changed"
     refused = dict(result.before.refused)
-    looked_at = {one.layer for one in result.before.layers} | {name for name, reason in refused.items() if reason}
+    tied = {producer for one in result.before.layers for producer in one.producers}
+    looked_at = tied | {name for name, reason in refused.items() if reason}
     for name, one in given.model.named_modules():
         if isinstance(one, nn.Linear) and name not in looked_at:
             yield f"{name} is left alone for no reason"
@@ -59,7 +60,8 @@ def _silent(given: Network, before: dict, result: le.Result, found: Iterable[tup
         if not record.done and not record.reason:
             yield f"{record.layer} is refused for no reason"
     for planted, gone in found:
-        if not planted.mergeable and not gone and "joined by" not in refused.get(planted.layer, ""):
+        behind = refused.get(planted.layer, "")
+        if not planted.mergeable and not gone and planted.layer not in tied and "joined by" not in behind:
             yield f"{planted.layer} is behind a skip, which is not the reason given"
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_embed.graph import is_layer, is_sharded, output_weight
 from lightning_embed.surgery.change.reconstruction import Reconstruction
@@ -76,9 +77,13 @@ def _trainable(model: nn.Module) -> dict[str, nn.Linear]:
         if is_layer(module)
         and not is_sharded(module)
         and type(module._parameters.get("weight")) is nn.Parameter
+        and not is_lazy(module.weight)
         and module.weight.dtype in (torch.float32, torch.float64)
         and held[id(module.weight)] == 1
-        and all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters(recurse=False))
+        and all(
+            parameter.layout == torch.strided and bool(torch.isfinite(parameter).all())
+            for parameter in module.parameters(recurse=False)
+        )
         and (module.weight.requires_grad or not frozen)
     }
 

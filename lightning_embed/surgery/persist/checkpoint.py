@@ -75,6 +75,8 @@ class Attachment:
         modules = modules_by_name(model)
         noted = vars(modules[parent_name]).setdefault(_SLOTS, {})
         if child not in noted:
+            if name:
+                _note_inside(modules[name])  # an emptied container is to grow back with what it held
             noted[child] = (_skeleton(modules[name]) if name else None, _shapes(modules[name]))
         around = parent_name
         while around:
@@ -102,6 +104,15 @@ class Attachment:
         modules = modules_by_name(model)
         present = {name: _shapes(modules[name]) for name in _originals(model)}
         return {name: present[name] for name, (_, shapes) in _originals(model).items() if present[name] != shapes}
+
+
+def _note_inside(module: nn.Module) -> None:
+    """Note how the slots inside a module are built, in the modules that hold them; the innermost first."""
+    for holder in reversed(list(module.modules())):
+        for child, held in holder._modules.items():
+            if held is not None:
+                noted = vars(holder).setdefault(_SLOTS, {})
+                noted.setdefault(child, (_skeleton(held), _shapes(held)))
 
 
 def _join(path: str, child: str) -> str:

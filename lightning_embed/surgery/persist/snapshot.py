@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, is_layer, output_weight
@@ -173,7 +174,8 @@ def size_of(model: nn.Module, tape: Tape, widths: Sequence[int]) -> Size:
 
 
 def _shape(name: str, module: nn.Module, hidden: Mapping[str, Sequence[HiddenLayer]], graph: Graph) -> LayerShape:
-    width, inputs = output_weight(module).shape[:2]
+    lazy = is_lazy(module.weight)  # type: ignore[arg-type]  # layers have one
+    width, inputs = (0, 0) if lazy else output_weight(module).shape[:2]
     layers = hidden.get(name, ())
     whole = sum(layer.producers[name].size * layer.width for layer in layers) == width
     neurons = next((layer.merge_neurons for layer in layers if layer.merge_neurons), None)

@@ -111,7 +111,7 @@ class EmbeddingMonitor(Callback):
         self.figures_every_n_epochs = figures_every_n_epochs
         self.splitting_loss, self.tangent_rank = splitting_loss, tangent_rank
         self.given_criteria = criteria
-        self.criteria = criteria or Criteria()
+        self._criteria = criteria or Criteria()
         self.checkpoint_mib = checkpoint_mib
         check_functions("EmbeddingMonitor", output=output, call=call, splitting_loss=splitting_loss)
         self.output, self.call = output, call
@@ -139,11 +139,20 @@ class EmbeddingMonitor(Callback):
         self._begin()
         self.measurement = state["measurement"]
 
+    @property
+    def criteria(self) -> Criteria:
+        """The criteria in force; setting them is the same as giving them at first."""
+        return self._criteria
+
+    @criteria.setter
+    def criteria(self, criteria: Criteria) -> None:
+        self.given_criteria, self._criteria = criteria, criteria
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew; a callback may serve several fits."""
         del pl_module
         if stage == "fit":
-            self.criteria = shared_criteria(trainer, self)
+            self._criteria = shared_criteria(trainer, self)
             self._begin()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -211,6 +220,7 @@ class EmbeddingMonitor(Callback):
         """Count the neurons that the criteria would keep, where there was a new sample; else all is as it was."""
         self._recording.stop()  # a step that was skipped has no end
         if not self._sampled:
+            self._history.epoch({}, {})  # what the training logs is kept all the same
             return
         self._sampled = False
         tape = all_have(trainer, self._recording.last)

@@ -113,7 +113,7 @@ class EmbeddingPruner(_trainer.Callback):
         if not 0 < rate_factor <= 1:
             raise InputError(f"EmbeddingPruner(rate_factor=…) must be above 0 and at most 1, got {rate_factor!r}.")
         self.given_criteria = criteria
-        self.criteria = criteria or Criteria()
+        self._criteria = criteria or Criteria()
         self.tolerance = tolerance or Tolerance()
         self.when = when if isinstance(when, When) else After(when)
         self.calibration_samples = calibration_samples
@@ -147,6 +147,15 @@ class EmbeddingPruner(_trainer.Callback):
         vars(self).update(state)
         self._begin()
 
+    @property
+    def criteria(self) -> Criteria:
+        """The criteria in force; setting them is the same as giving them at first."""
+        return self._criteria
+
+    @criteria.setter
+    def criteria(self, criteria: Criteria) -> None:
+        self.given_criteria, self._criteria = criteria, criteria
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""
         known = is_attached(pl_module)
@@ -156,7 +165,7 @@ class EmbeddingPruner(_trainer.Callback):
             for copy in _trainer.averaged_copies(trainer):
                 attach(copy)
             self.records = [Record.from_dict(record) for record in attachment.history]
-            self.criteria = shared_criteria(trainer, self)
+            self._criteria = shared_criteria(trainer, self)
             self.when.reset()
             self._begin()
         self._attached = not known

@@ -190,9 +190,9 @@ def test_one_half_of_the_tapes_fits_and_the_other_decides(tmp_path, monkeypatch)
         return le.Plan(), []
 
     monkeypatch.setattr("lightning_embed.callbacks.pruner.merge", spy)
-    run = trainer(tmp_path, [EmbeddingPruner(when=1, seed=2)], max_epochs=3)
+    run = trainer(tmp_path, [EmbeddingPruner(when=1, seed=2)], max_epochs=4)
     run.fit(Planted(), loader())
-    assert [options["step"] for _, _, options in seen] == [8, 16]
+    assert [options["step"] for _, _, options in seen] == [8, 24]  # after one in vain the next waits twice as long
     assert len({options["seed"] for _, _, options in seen}) == 2
     for fit, decide, options in seen:
         assert len(fit) == len(decide) == 4

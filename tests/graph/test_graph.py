@@ -116,7 +116,12 @@ def test_regions_give_what_the_consumers_read(name: str) -> None:
     model, tapes, graph = seen(name)
     model = copy.deepcopy(model)
     modules = modules_by_name(model)
-    regions = {layer.name: layer for layer in graph.layers if layer.region is not None}
+    regions = {
+        layer.name: layer
+        for layer in graph.layers
+        if layer.region is not None
+        and not str(layer.merge_layer).startswith("rows differ")  # as many rows as were seen
+    }
     assert ZOO[name].layers <= regions.keys()
     pres: dict[str, list[Tensor]] = {producer: [] for producer in regions}
     posts: dict[str, list[Tensor]] = {reader: [] for layer in regions.values() for reader in layer.consumers}

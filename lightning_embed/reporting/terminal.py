@@ -39,7 +39,7 @@ def headline(description: Description) -> str:
 def remark(description: Description) -> str:
     """What there is to say of the merges beyond the tables."""
     if not description.described:
-        return "It does not describe its architecture: it was saved without the callbacks and without attach()."
+        return "It does not describe its architecture: nothing was merged, or it was exported or detached before."
     return "" if description.records else "Nothing was merged."
 
 

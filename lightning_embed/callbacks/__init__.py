@@ -9,7 +9,6 @@ from lightning_embed.surgery import Criteria, Measurement, Record, Tolerance
 from lightning_embed.surgery.nominate.measure import LayerMeasurement
 
 __all__ = [
-    "PICKLED",
     "After",
     "EmbeddingMonitor",
     "EmbeddingPruner",

@@ -152,7 +152,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         parts += [f"## {family}", "", text, ""]
         mine = [row for row in rows if PACKAGES[row["package"]][2] == family]
         for name in dict.fromkeys(row["package"] for row in mine):
-            parts += [f"**{PACKAGES[name][0]}**", "", "```python", *_lines(name), "```", ""]
+            parts += [f"**{PACKAGES[name][0]}**", "", "```py", *_lines(name), "```", ""]
         parts += [
             "| package, model | bit-equal | layers | defaults | generous | saved | CPU |",
             "|---|---|---|---|---|---|---|",

@@ -146,12 +146,6 @@ class Layout:
         staying = self.index[kept.cpu()]
         return Layout(self.dim, staying - torch.searchsorted(removed, staying))
 
-    def without(self, removed: Tensor) -> Layout:
-        """Where the units are once some places of the dimension, none of them theirs, are taken away."""
-        if self.index is None:
-            return self
-        return Layout(self.dim, self.index - torch.searchsorted(removed.sort().values, self.index))
-
     def to_plain(self) -> dict[str, Any]:
         """The layout as numbers and lists; an arithmetic index, as most are, as its shape, start and two steps.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner
+from lightning_embed.graph import observe
 from lightning_embed.reporting import report
 from lightning_embed.surgery import Measurement, Record, Size, load_from_checkpoint, records_table
 from lightning_embed.surgery.prune import look
@@ -106,7 +107,8 @@ class WatchedPruner(EmbeddingPruner):
 
     def look(self, model: nn.Module) -> tuple[Measurement, Size]:
         """Measurement and size of a model on the training images."""
-        measured, shot = look(model, record(model, self.train_images.split(64)), self.criteria)
+        tapes = record(model, self.train_images.split(64))
+        measured, shot = look(model, observe(model, tapes), tapes, self.criteria)
         return measured, shot.size
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

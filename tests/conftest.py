@@ -5,4 +5,4 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks are small, and two threads would wait for each other

@@ -309,7 +309,7 @@ class EmbeddingPruner(_trainer.Callback):
         event = self._history.event(pl_module, fit, decide, self.criteria.condensation)
         try:
             with _trainer.unlogged(pl_module):
-                _, records = merge(
+                records = merge(
                     pl_module,
                     fit,
                     decide,
@@ -321,7 +321,7 @@ class EmbeddingPruner(_trainer.Callback):
                     epoch=trainer.current_epoch,
                     step=trainer.global_step,
                     settle_norms=True,
-                )
+                ).records
         except EmbeddingError as error:
             self._recording.warn(f"Epoch {trainer.current_epoch}: nothing more can be merged", error)
             records = [Record.from_dict(one) for one in history[known:]]  # what was merged before it failed

@@ -1,6 +1,6 @@
 """The hidden layers of a model as they are seen in its calls: what feeds what, and what may be done to each."""
 
-from lightning_embed.graph.graph import Graph, HiddenLayer, observe
+from lightning_embed.graph.graph import Graph, HiddenLayer, observe, rows_text
 from lightning_embed.graph.kinds import Kind, Layer, counts, kind_of, output_weight, register_layer, stored_weight
 from lightning_embed.graph.layout import (
     Layout,
@@ -41,5 +41,6 @@ __all__ = [
     "pads_zeros",
     "patches",
     "register_layer",
+    "rows_text",
     "stored_weight",
 ]

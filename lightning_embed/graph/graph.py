@@ -301,7 +301,7 @@ class _Builder:
         for site in sites:
             whole = [name for name, layout in site.producers.items() if layout.units * layout.size == rows[name]]
             first = whole[0] if whole else next(iter(site.producers))
-            name = first if whole else f"{first}[{_places(site.producers[first])}]"
+            name = first if whole else f"{first}[{rows_text(site.producers[first])}]"
             ordered = {first: site.producers[first], **site.producers}
             pairs.append((place[first], int(site.producers[first].index.min()), replace(site, producers=ordered), name))  # type: ignore[union-attr]  # sites have indices
         return [(site, name) for _, _, site, name in sorted(pairs, key=lambda pair: pair[:2])]
@@ -472,7 +472,7 @@ def _maps(site: Site) -> bool:
     return any(layout.dim != -1 for layout in (*site.producers.values(), *site.reads.values()))
 
 
-def _places(layout: Layout) -> str:
+def rows_text(layout: Layout) -> str:
     """Rows in words: 24:48, or the first and the last where they are no range."""
     assert layout.index is not None
     rows = layout.index.flatten().sort().values

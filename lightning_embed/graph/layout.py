@@ -140,11 +140,19 @@ class Layout:
     def after(self, kept: Tensor) -> Layout:
         """Where the kept units are in what `select` returns."""
         assert self.index is not None
+        return Layout(self.dim, self.index[kept.cpu()]).without(self.leaving(kept))
+
+    def leaving(self, kept: Tensor) -> Tensor:
+        """The places along the dimension that go when only some units are kept, in increasing order."""
+        assert self.index is not None
         gone = torch.ones(self.units, dtype=torch.bool)
         gone[kept.cpu()] = False
-        removed = self.index[gone].flatten().sort().values
-        staying = self.index[kept.cpu()]
-        return Layout(self.dim, staying - torch.searchsorted(removed, staying))
+        return self.index[gone].flatten().sort().values
+
+    def without(self, places: Tensor) -> Layout:
+        """Where the units are when other places, in increasing order, have gone."""
+        assert self.index is not None
+        return Layout(self.dim, self.index - torch.searchsorted(places, self.index))
 
     def to_plain(self) -> dict[str, Any]:
         """The layout as numbers and lists; an arithmetic index, as most are, as its shape, start and two steps.

@@ -22,6 +22,7 @@ from lightning_embed.statistics.linearization import (
 )
 from lightning_embed.statistics.moments import Moments, PrecisionWarning, merge_moments, update_moments
 from lightning_embed.statistics.reconstruction import reconstruct
+from lightning_embed.statistics.ridge import leave_one_out
 from lightning_embed.statistics.span import Span, refit, span_order, width_span
 from lightning_embed.statistics.splitting import splitting_eigenvalues
 
@@ -43,6 +44,7 @@ __all__ = [
     "exchange",
     "gradient_l1",
     "gradient_norms",
+    "leave_one_out",
     "linear_cka",
     "merge_moments",
     "minimal_pearson_correlation",

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_embed.errors import InputError
+from lightning_embed.statistics.ridge import STRENGTHS, few, leave_one_out
 
 _TIE = 1e-6  # relative difference of gains that are equal but for rounding
 WHOLE = 8192  # neurons whose covariance is held as a whole: half a gigabyte, growing quadratically
+RIDGE = 1e-6
 ITERATIONS = 2  # of the ridge regression
 _UNITS = 4.0  # roundings, of a feature's own dtype, by which copies of one neuron were seen to differ
 
@@ -299,7 +301,7 @@ def width_span(features: Tensor, consumer_weight: Tensor, tolerance: float) -> i
 def refit(
     features: Tensor,
     kept: Sequence[int],
-    ridge: float = 1e-6,
+    ridge: float | None = None,
     *,
     intercept: bool = True,
     target: Tensor | None = None,
@@ -319,7 +321,8 @@ def refit(
     Args:
         features: post, shape (samples, neurons).
         kept: numbers of the kept neurons, in the order that the columns of M shall have.
-        ridge: r, relative to the mean eigenvalue, above 0.
+        ridge: r, relative to the mean eigenvalue, above 0; if None 1e-6, or, with fewer than four samples for each kept
+            neuron, what foretells left-out samples best (see `leave_one_out`; from 1e-4 on not iterated).
         intercept: whether the constant may be used; if not, C is the second moment about 0 and s = 0.
         target: what the features were before other merges changed them, of the same shape; the kept features, as they
             are now, are fitted to all of them, the kept ones included.
@@ -339,7 +342,7 @@ def refit(
     width = features.shape[1]
     if len(set(kept)) != len(kept) or not all(0 <= neuron < width for neuron in kept):
         raise InputError(f"`kept` is {list(kept)}; give different neuron numbers from 0 to {width - 1}.")
-    if not ridge > 0:
+    if ridge is not None and not ridge > 0:
         raise InputError(f"`ridge` is {ridge}; a positive number is needed, such as 1e-6.")
     h = features.detach().double()
     mean = h.mean(0) if intercept else h.new_zeros(width)
@@ -348,8 +351,12 @@ def refit(
     basis = centered[:, index]
     covariance = basis.T @ basis / h.shape[0]
     scale = covariance.diagonal().mean() if len(kept) else covariance.new_zeros(())
+    chosen = ridge or RIDGE
+    if ridge is None and scale > 0 and few(len(h), len(kept)):
+        chosen = leave_one_out(basis, centered, (RIDGE, *STRENGTHS))
+    iterations = ITERATIONS if ridge is not None or chosen == RIDGE else 0
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
-    factors = torch.linalg.lu_factor(covariance + ridge * scale * identity) if scale > 0 else None
+    factors = torch.linalg.lu_factor(covariance + chosen * scale * identity) if scale > 0 else None
 
     def regression(values: Tensor) -> Tensor:
         """Coefficients of centred values on the basis, shape (neurons, kept)."""
@@ -357,7 +364,7 @@ def refit(
             return h.new_zeros(width, len(kept))  # only the constant is left to fit with
         cross = basis.T @ values / h.shape[0]
         solution: Tensor = torch.linalg.lu_solve(*factors, cross)
-        for _ in range(ITERATIONS):
+        for _ in range(iterations):
             solution = solution + torch.linalg.lu_solve(*factors, cross - covariance @ solution)
         return solution.T.contiguous()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import observe
+from lightning_embed.graph import Graph, observe
 from lightning_embed.surgery.calibration import halves
 from lightning_embed.surgery.change.apply import settle
 from lightning_embed.surgery.change.edit import parameter_count
@@ -20,15 +20,15 @@ from lightning_embed.surgery.change.plan import Plan
 from lightning_embed.surgery.change.records import Record, records_table
 from lightning_embed.surgery.change.step import plain
 from lightning_embed.surgery.decide.check import Check
-from lightning_embed.surgery.decide.matching import match_outputs
-from lightning_embed.surgery.decide.merging import merge
+from lightning_embed.surgery.decide.matching import matched
+from lightning_embed.surgery.decide.merging import Merged, merge
 from lightning_embed.surgery.decide.tolerance import Tolerance
 from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.measure import Measurement, measure_layers
-from lightning_embed.surgery.nominate.sizes import ParameterShare, Sizes, Widths, check_sizes
+from lightning_embed.surgery.nominate.sizes import Counted, Share, Sizes, Widths, check_sizes
 from lightning_embed.surgery.persist.checkpoint import attach
 from lightning_embed.surgery.persist.copying import copy_of
-from lightning_embed.surgery.persist.snapshot import Size, Snapshot, snapshot
+from lightning_embed.surgery.persist.snapshot import Size, Snapshot, size_of, snapshot
 from lightning_embed.tape import Tape
 
 
@@ -100,6 +100,7 @@ def prune(
     tolerance: Tolerance | None = None,
     widths: Mapping[str, int] | None = None,
     budget: float | None = None,
+    of: Counted = "parameters",
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
     match: bool = True,
@@ -120,9 +121,11 @@ def prune(
         widths: number of neurons to leave at most in each of these layers, by name (of a gate or a residual stage that
             of any layer that makes its neurons); 0 removes the layer. Other layers
             lose nothing but neurons that are constant.
-        budget: share of the parameters to leave at most. Tried are an equal share in every layer and one that is
+        budget: share to leave at most of what `of` names. Tried are an equal share in every layer and one that is
             foretold to change the outputs least, each with and without merging linearized layers first; the result
             that changes them least is returned.
+        of: what the budget counts: "parameters", "flops" (floating-point operations for one sample) or "latency" (time
+            of a call on a batch of the data, on the device where the model is; timed in turn with the whole model).
         call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
         output: which tensor(s) of what the call returns are compared.
         match: whether at the end all remaining Linears and convolutions are moved a little, in some forty passes over
@@ -144,24 +147,27 @@ def prune(
     (0, 8)
     """
     _check_types(criteria=criteria, tolerance=tolerance, call=call, output=output, seed=seed)
-    check_sizes(widths, budget)
+    check_sizes(widths, budget, of)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
     fit, decide = halves(model, data, call, output, seed)
-    before, was = look(copy_of(model), fit, criteria or Criteria(), decide)
-    wanted = None if budget is None else math.floor(budget * was.size.parameters)
-    if wanted is not None:
+    looking = criteria or Criteria()
+    graph = observe(copy_of(model), fit)
+    before, was = look(copy_of(model), graph, fit, looking, decide)
+    task = _Task(model, fit, decide, graph, tolerance, seed)
+    if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
-        pruned, plan, records = _within(wanted, model, fit, decide, tolerance, seed, linear=linear)
+        pruned, merged = task.within(budget, of, linear=linear)
     elif widths is not None:
-        pruned, plan, records = _run(model, fit, decide, _NOTHING, tolerance, Widths(widths), seed)
+        pruned, merged = task.run(None, Widths(widths))
     else:
-        pruned, plan, records = _run(model, fit, decide, criteria or Criteria(), tolerance or Tolerance(), None, seed)
-    _require_reached(pruned, fit, widths, wanted, records)
-    if match and len(plan):
-        plan, records = _matched(pruned, model, plan, records, fit, decide, tolerance)
-    after, became = look(pruned, fit, criteria or Criteria(), decide)
-    return Result(pruned, tuple(records), plan, before, after, (was, became))
+        task = replace(task, tolerance=tolerance or Tolerance())
+        pruned, merged = task.run(criteria, None, match=match)
+    _require_reached(pruned, merged, fit[0], widths, None if of == "latency" else budget, of, was.size)
+    if match and (widths is not None or budget is not None):
+        merged = task.matched(pruned, merged)
+    after, became = look(pruned, merged.graph, fit, looking, decide)
+    return Result(pruned, tuple(merged.records), merged.plan, before, after, (was, became))
 
 
 def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, output: Any = None) -> None:
@@ -176,109 +182,102 @@ def _check_types(*, criteria: Any, call: Any, seed: Any, tolerance: Any = None, 
 
 
 _SHOWN = 8  # reasons that a message lists
-_NOTHING = Criteria(linearization=None, condensation=None, span=None)
 _LINEAR = Criteria(condensation=None, span=None)
-_Run = tuple[nn.Module, Plan, list[Record]]
 
 
-def _run(
-    model: nn.Module,
-    fit: Sequence[Tape],
-    decide: Sequence[Tape],
-    criteria: Criteria,
-    tolerance: Tolerance | None,
-    sizes: Sizes | None,
-    seed: int,
-) -> _Run:
-    pruned = copy_of(model)
-    plan, records = merge(pruned, fit, decide, criteria=criteria, tolerance=tolerance, sizes=sizes, seed=seed)
-    return pruned, plan, records
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A model to be pruned, and on what."""
+
+    model: nn.Module
+    fit: Sequence[Tape]
+    decide: Sequence[Tape]
+    graph: Graph
+    tolerance: Tolerance | None
+    seed: int
+
+    def run(self, criteria: Criteria | None, sizes: Sizes | None, *, match: bool = False) -> tuple[nn.Module, Merged]:
+        """A merged copy, and what was done to it."""
+        pruned = copy_of(self.model)
+        merged = merge(
+            pruned,
+            self.fit,
+            self.decide,
+            criteria=criteria,
+            tolerance=self.tolerance,
+            sizes=sizes,
+            seed=self.seed,
+            graph=self.graph,
+            original=self.model if match else None,
+        )
+        return pruned, merged
+
+    def within(self, budget: float, of: Counted, *, linear: bool) -> tuple[nn.Module, Merged]:
+        """Of runs towards a budget the one whose outputs differ least."""
+        runs: list[tuple[nn.Module, Merged]] = []
+        refusals: list[InputError] = []
+        for criteria in (None, _LINEAR)[: 1 + linear]:
+            for evenly in (False, True):
+                try:
+                    runs.append(self.run(criteria, Share(budget, of, evenly)))
+                except InputError as error:  # one way may lead there where another does not
+                    refusals.append(error)
+        if not runs:
+            raise refusals[0]
+        check = Check(self.model, self.decide, None)
+        reached = [run for run in runs if not _missed(run[1])]
+        return min(reached or runs, key=lambda run: check.effect(run[0]).change)
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def matched(self, pruned: nn.Module, merged: Merged) -> Merged:
+        """Match the outputs of a merged copy to those of the model."""
+        found = (
+            matched(pruned, self.model, self.fit, Check(self.model, self.decide, self.tolerance))
+            if merged.plan
+            else None
+        )
+        if found is None:
+            return merged
+        step, applied, effect = found
+        size = parameter_count(pruned)
+        record = Record.of(
+            step, change=effect.change, agreement=effect.agreement, metric=effect.metric, parameters=(size, size)
+        )
+        settle(attach(pruned), applied, (), record)
+        return replace(merged, plan=Plan((*merged.plan.steps, step)), records=[*merged.records, record])
 
 
-def _within(
-    parameters: int,
-    model: nn.Module,
-    fit: Sequence[Tape],
-    decide: Sequence[Tape],
-    tolerance: Tolerance | None,
-    seed: int,
-    *,
-    linear: bool,
-) -> _Run:
-    """Of runs towards a number of parameters that reach it the one whose outputs differ least, else the smallest."""
-    runs: list[_Run] = []
-    refusals: list[InputError] = []
-    for criteria in (_NOTHING, _LINEAR)[: 1 + linear]:
-        for evenly in (False, True):
-            try:
-                runs.append(_run(model, fit, decide, criteria, tolerance, ParameterShare(parameters, evenly), seed))
-            except InputError as error:  # one way may lead there where another does not
-                refusals.append(error)
-    if not runs:
-        raise refusals[0]
-    check = Check(model, decide, None)
-    reached = [run for run in runs if parameter_count(run[0]) <= parameters]
-    if reached:
-        return min(reached, key=lambda run: check.effect(run[0]).change)
-    return min(runs, key=lambda run: parameter_count(run[0]))
+def _missed(merged: Merged) -> bool:
+    return any(record.criterion == "size" and not record.done for record in merged.records)
 
 
 def _require_reached(
     pruned: nn.Module,
-    fit: Sequence[Tape],
+    merged: Merged,
+    tape: Tape,
     widths: Mapping[str, int] | None,
-    parameters: int | None,
-    records: Sequence[Record],
+    budget: float | None,
+    of: Counted,
+    was: Size,
 ) -> None:
     """Refuse a result that is larger than what was asked for, with the reasons that hold it back."""
-    if widths is None and parameters is None:
-        return
-    graph = observe(pruned, fit)
-    larger = []
+    graph, larger = merged.graph, []
     for name, width in (widths or {}).items():
         now = [layer for layer in graph.layers if layer.name == name or name in layer.producers]
         larger += [f"{name} has {layer.width} neurons, not {width}" for layer in now if layer.width > width]
-    count = parameter_count(pruned)
-    if parameters is not None and count > parameters:
-        larger.append(f"{count:,} parameters are left, not {parameters:,}")
+    if budget is not None:
+        wanted = math.floor(budget * getattr(was, of))
+        left = getattr(size_of(pruned, tape, ()), of)
+        if left > wanted:
+            larger.append(f"{left:,} {of} are left, not {wanted:,}")
     if larger:
-        held = dict.fromkeys(f"{record.layer}: {record.reason}" for record in records if not record.done)
+        held = dict.fromkeys(f"{record.layer}: {record.reason}" for record in merged.records if not record.done)
         held.update(dict.fromkeys(f"{name}: {reason}" for name, reason in graph.refused.items()))
         raise InputError(
             f"The size cannot be reached: {'; '.join(larger)}. What holds it back: "
             f"{'; '.join(list(held)[:_SHOWN]) or 'nothing that was seen'}. Ask for a larger size, or mend that."
         )
-
-
-@torch.inference_mode(mode=False)
-@torch.enable_grad()
-def _matched(
-    pruned: nn.Module,
-    model: nn.Module,
-    plan: Plan,
-    records: list[Record],
-    fit: Sequence[Tape],
-    decide: Sequence[Tape],
-    tolerance: Tolerance | None,
-) -> tuple[Plan, list[Record]]:
-    """Move the remaining weights such that the outputs come nearer to the original's; the plan and records with it."""
-    check = Check(model, decide, tolerance)
-    step = match_outputs(pruned, model, fit, check)
-    if step is None:
-        return plan, records
-    was_allowed = not check.refusal(check.effect(pruned))
-    attachment = attach(pruned)
-    applied = step.apply(pruned, attachment)
-    effect = check.effect(pruned)
-    if was_allowed and check.refusal(effect):  # nearer in the outputs and yet further in what else counts
-        applied.undo()
-        return plan, records
-    size = parameter_count(pruned)
-    record = Record.of(
-        step, change=effect.change, agreement=effect.agreement, metric=effect.metric, parameters=(size, size)
-    )
-    settle(attachment, applied, (), record)
-    return Plan((*plan.steps, step)), [*records, record]
 
 
 def measure(
@@ -350,14 +349,12 @@ def propose(
     _check_types(criteria=criteria, call=call, output=output, seed=seed)
     fit, decide = halves(model, data, call, output, seed)
     tapes = [*fit, *decide]
-    plan, _ = merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed)
-    return plan
+    return merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed).plan
 
 
 def look(
-    model: nn.Module, tapes: Sequence[Tape], criteria: Criteria, decide: Sequence[Tape] = ()
+    model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria, decide: Sequence[Tape] = ()
 ) -> tuple[Measurement, Snapshot]:
     """Measurement and snapshot of a model as it is, on recorded tapes."""
-    graph = observe(model, tapes)
     measurement = measure_layers(model, graph, tapes, criteria)
     return measurement, snapshot(model, graph, tapes, decide, threshold=criteria.condensation)

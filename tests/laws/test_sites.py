@@ -127,7 +127,7 @@ def prune(name: str, model: nn.Module, batches: list[Any], widths: dict[str, int
     def call(batch: Any) -> Any:
         return SITES[name].call(model, batch)
 
-    return le.prune(model, batches, call=call, widths=widths)
+    return le.prune(model, batches, call=call, widths=widths, match=False)
 
 
 def require_law(name: str, before: nn.Module, after: nn.Module, dtype: torch.dtype) -> None:
@@ -330,7 +330,7 @@ def require_composition(model: Composed) -> None:
             model.train()(batch)
         model.eval()
         widths = {next(iter(truth.producers)): -(-units_in(truth) // 2) for truth in model.truths}
-        result = le.prune(model, batches, widths=widths)
+        result = le.prune(model, batches, widths=widths, match=False)
         require_widths(model, result, model.truths)
         hold = sets(model.pooled, 20)
         old = model(hold)

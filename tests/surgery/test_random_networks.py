@@ -30,10 +30,10 @@ class Outcome:
     silent: tuple[str, ...]  # what went wrong without a word
 
 
-def look(seed: int) -> Outcome:
+def look(seed: int, match: bool = True) -> Outcome:
     given = network(seed)
     before = {name: one.clone() for name, one in given.model.state_dict().items()}
-    result = le.prune(given.model, given.data, tolerance=TOLERANCE)
+    result = le.prune(given.model, given.data, tolerance=TOLERANCE, match=match)
     with torch.no_grad():
         old, new = given.model(given.held_out).double(), result.model(given.held_out).double()
     change = float((new - old).norm() / (old - old.mean(dim=0)).norm())
@@ -97,7 +97,7 @@ def hold(outcomes: Sequence[Outcome]) -> None:
 
 
 def test_forty_random_networks():
-    hold([look(seed) for seed in range(40)])
+    hold([look(seed, match=seed % 4 == 0) for seed in range(40)])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lightning_embed.surgery.change.edit import parameter_count
 from lightning_embed.surgery.decide.factors import scaled_entries
 from lightning_embed.surgery.decide.merging import merge
 from lightning_embed.surgery.decide.targets import Targets
-from lightning_embed.surgery.nominate.sizes import ParameterCount
+from lightning_embed.surgery.nominate.counting import Count
 from lightning_embed.tape import deal, record
 from tests.surgery.steps import mlp, neuron_merge
 
@@ -132,7 +132,7 @@ def test_parameters_are_foretold_as_they_are_counted(make, widths):
     left = {
         layer.name: next((w for n, w in widths.items() if n in layer.producers), layer.width) for layer in graph.layers
     }
-    assert ParameterCount(model, graph.layers)(left) == parameter_count(result.model)
+    assert Count(model, graph.layers)(left) == parameter_count(result.model)
     budget = le.prune(model, data(), budget=0.7)
     assert budget.size[1].parameters <= 0.7 * budget.size[0].parameters
 
@@ -248,9 +248,9 @@ def test_moments_of_a_gate_are_those_of_the_narrow_network(packed):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
     gather(model, optimizer)
     fit, decide = deal(record(model, list(data().split(100))))
-    plan, _ = merge(
+    plan = merge(
         model, fit, decide, criteria=le.Criteria(None, None, 1e-6), tolerance=le.Tolerance(1e-4), optimizers=[optimizer]
-    )
+    ).plan
     assert [step.widths for step in plan] == [(WIDTH, 6)]
     le.apply(wide, plan)  # narrow now
     twin = torch.optim.Adam(wide.parameters(), lr=0.0)

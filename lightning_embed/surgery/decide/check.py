@@ -86,6 +86,12 @@ class Check:
             return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
         return self._with_metric(model, Effect(change, agreement))
 
+    @property
+    def spread(self) -> float:
+        """‖f − mean f‖² of all outputs together, per sample."""
+        squares = sum(float((output - output.mean(dim=0)).square().sum()) for output in self._outputs)
+        return squares / max(1, sum(tape.samples for tape in self._tapes))
+
     def change(self, model: nn.Module) -> float:
         """The change alone, with no look at gradients; infinite where the calls fail."""
         try:

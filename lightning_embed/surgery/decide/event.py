@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
 from lightning_embed.surgery.change.apply import settle
 from lightning_embed.surgery.change.edit import parameter_count
+from lightning_embed.surgery.change.in_turn import graph_after, in_turn
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.change.plan import Plan
 from lightning_embed.surgery.change.reconstruction import Reconstruction
@@ -22,6 +24,7 @@ from lightning_embed.surgery.change.records import Record
 from lightning_embed.surgery.change.step import Applied, Step
 from lightning_embed.surgery.decide.check import Check, Effect, settled_lag
 from lightning_embed.surgery.decide.factors import scaled_entries
+from lightning_embed.surgery.decide.matching import matched
 from lightning_embed.surgery.decide.original import Original
 from lightning_embed.surgery.decide.targets import Targets
 from lightning_embed.surgery.decide.tolerance import Tolerance
@@ -54,6 +57,8 @@ class Event:
         step: written into the records.
         settle_norms: where the running statistics of batch norms lag, re-estimate them on the fitting data first, if
             they hold on the deciding data too; taken back where nothing is merged.
+        graph: what was observed of the model on the fitting tapes, if it was already.
+        original: a copy of the model as it is, where the outputs are to be matched in the end (see `match_outputs`).
     """
 
     model: nn.Module
@@ -66,6 +71,8 @@ class Event:
     epoch: int | None = None
     step: int | None = None
     settle_norms: bool = False
+    graph: Graph | None = None
+    original: nn.Module | None = None
 
     @property
     def when(self) -> dict[str, Any]:
@@ -80,6 +87,34 @@ class _Correction:
     applied: Applied
     step: Reconstruction
     effect: Effect
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """Steps that are carried out and not settled.
+
+    Attributes:
+        done: what was applied.
+        counts: parameters before the first step and after each.
+        kept: rows that stay (see `Bench._kept_after`).
+        effect: of all changes so far, with the correction.
+        reason: why it is not allowed; empty where it is.
+        correction: what was corrected besides.
+    """
+
+    done: list[Applied]
+    counts: list[int]
+    kept: Mapping[str, Tensor]
+    effect: Effect
+    reason: str
+    correction: _Correction | None = None
+
+    def undo(self) -> None:
+        """Take all back, the last first."""
+        if self.correction is not None:
+            self.correction.applied.undo()
+        for applied in reversed(self.done):
+            applied.undo()
 
 
 class Bench:
@@ -97,7 +132,8 @@ class Bench:
         self.attachment = attach(event.model)
         self._copies = [(copy, attach(copy)) for copy in event.copies]
         self._known_regions: dict[Any, Any] = {}  # those that a merge elsewhere has not changed
-        self.graph: Graph = observe(event.model, event.fit, self._known_regions)
+        self.graph: Graph = event.graph or observe(event.model, event.fit, self._known_regions)
+        self._derived = False
         self._lag, self._settled = settled_lag(event.model, event.fit, event.decide, settle=event.settle_norms)
         try:
             self._check = Check(event.model, event.decide, event.tolerance)
@@ -108,7 +144,7 @@ class Bench:
         self._unusable: list[Identity] = []
         self.steps: list[Step] = []
         self.records: list[Record] = []
-        self._kept: dict[str, Tensor] = {}  # rows that stayed, of those that a layer had before the first merge
+        self._kept: Mapping[str, Tensor] = {}  # rows that stayed, of those that a layer had before the first merge
         self._original: Original | None = None
 
     def ready(self) -> bool:
@@ -192,34 +228,92 @@ class Bench:
 
     def attempt(self, candidates: Sequence[Step]) -> bool:
         """Try candidates for one layer, the boldest first, until one is allowed; record what happened."""
-        for step in map(self._with_factors, candidates):
-            if self._original is None:
-                self._original = Original(self.model, self.graph, self.event.fit, seed=self.event.seed)
-                _ = self._targets
-            before = parameter_count(self.model)
-            kept = self._kept_after(step)
+        return any(self.together([step]) for step in candidates)
+
+    def together(self, computed: Sequence[Step], *, note_refusal: bool = True) -> bool:
+        """Try several steps at once: all of them are kept, or none.
+
+        Args:
+            computed: one step, or merges of neurons of different layers, as they were computed on the present model.
+            note_refusal: whether a refusal is recorded; the steps that are kept always are.
+        """
+        self._begin()
+        merges = [step for step in computed if isinstance(step, NeuronMerge)]
+        steps = [self._with_factors(step) for step in (in_turn(merges) if len(computed) > 1 else computed)]
+        trial = self._try(steps)
+        if trial.reason:
+            trial.undo()
+            for step in steps if note_refusal else ():
+                self._note(step, trial.effect, trial.reason, (trial.counts[0], trial.counts[0]))
+            return False
+        for step, applied, counts in zip(steps, trial.done, pairwise(trial.counts), strict=True):
+            self._keep(step, applied, trial.effect, counts)
+        self._kept = trial.kept
+        if trial.correction is not None:
+            size = trial.counts[-1]
+            self._keep(trial.correction.step, trial.correction.applied, trial.effect, (size, size))
+        if merges:
+            self.graph, self._derived = graph_after(self.graph, merges), True
+        else:
+            self.observe()
+        return True
+
+    def would_be_allowed(self, computed: Sequence[NeuronMerge]) -> bool:
+        """Whether merges of neurons of different layers would be kept, all at once; nothing is changed."""
+        self._begin()
+        trial = self._try(in_turn(computed))
+        trial.undo()
+        return not trial.reason
+
+    def _begin(self) -> None:
+        """Look at the model as it is before the first step."""
+        if self._original is None:
+            self._original = Original(self.model, self.graph, self.event.fit)
+            _ = self._targets
+
+    def _try(self, steps: Sequence[Step]) -> _Trial:
+        """Carry steps out, one after the other, and correct the model where that may save them."""
+        counts, kept, done = [parameter_count(self.model)], self._kept, []
+        for step in steps:
+            after = self._kept_after(step, kept)
             try:
-                applied = step.apply(self.model, self.attachment)
+                done.append(step.apply(self.model, self.attachment))
             except InputError as error:  # the merged weights cannot be held, in half precision for one
-                self.records.append(Record.of(step, reason=str(error), parameters=(before, before), **self.event.when))
-                continue
-            effect = self._check.effect(self.model)
-            reason = self._check.refusal(effect)
-            correction = self._corrected(effect, kept) if reason and effect.change <= self._worth else None
-            if correction is not None:
-                effect, reason = correction.effect, self._check.refusal(correction.effect)
-            if reason:
-                if correction is not None:
-                    correction.applied.undo()
-                applied.undo()
-            self._record(step, applied, effect, reason, before)
-            if not reason:
-                self._kept = kept
-                if correction is not None:
-                    self._record(correction.step, correction.applied, effect, "", parameter_count(self.model))
-                self.graph = observe(self.model, self.event.fit, self._known_regions)
-                return True
-        return False
+                return _Trial(done, counts, kept, Effect(math.nan, math.nan), str(error))
+            kept = after
+            counts.append(parameter_count(self.model))
+        effect = self._check.effect(self.model)
+        reason = self._check.refusal(effect)
+        correction = self._corrected(effect, kept) if reason and effect.change <= self._worth else None
+        if correction is not None:
+            effect, reason = correction.effect, self._check.refusal(correction.effect)
+        return _Trial(done, counts, kept, effect, reason, correction)
+
+    def match(self) -> bool:
+        """Match the outputs of the model before the first step, if that is asked for; whether they are more alike."""
+        if self.event.original is None or not self.steps:
+            return False
+        found = matched(self.model, self.event.original, self.event.fit, self._check)
+        if found is not None:
+            step, applied, effect = found
+            size = parameter_count(self.model)
+            self._keep(step, applied, effect, (size, size))
+        return found is not None
+
+    @property
+    def allowed(self) -> float:
+        """The squared change of the outputs that is allowed, per sample and all outputs together."""
+        tolerance = self.event.tolerance
+        return math.inf if tolerance is None else tolerance.change**2 * self._check.spread
+
+    def observe(self) -> None:
+        """Look at the model anew, where its graph was only derived or a layer has gone."""
+        self.graph, self._derived = observe(self.model, self.event.fit, self._known_regions), False
+
+    def observe_where_derived(self) -> None:
+        """Look at the model anew unless it was."""
+        if self._derived:
+            self.observe()
 
     def _with_factors(self, step: Step) -> Step:
         """A step that tells the optimizers which factors of its neurons scale with them."""
@@ -234,11 +328,11 @@ class Bench:
         tolerance = self.event.tolerance
         return math.inf if tolerance is None else HOPE * tolerance.change
 
-    def _kept_after(self, step: Step) -> dict[str, Tensor]:
-        """For every layer that has fewer rows than at first, which of them stay."""
+    def _kept_after(self, step: Step, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """For every layer that has fewer rows than at first, which of them stay after one more step."""
+        staying = dict(kept)
         if not isinstance(step, NeuronMerge):
-            return self._kept
-        staying = dict(self._kept)
+            return staying
         for name, stays in step.rows_that_stay(self.model).items():
             known = self._kept.get(name)
             staying[name] = stays if known is None else known[stays]
@@ -273,7 +367,8 @@ class Bench:
         if self.steps and not isinstance(self.steps[-1], Reconstruction):
             correction = self._corrected(self._check.effect(self.model), self._kept)
             if correction is not None:
-                self._record(correction.step, correction.applied, correction.effect, "", parameter_count(self.model))
+                size = parameter_count(self.model)
+                self._keep(correction.step, correction.applied, correction.effect, (size, size))
 
     # recording
 
@@ -289,22 +384,35 @@ class Bench:
         """Write down that a nominated step is not tried, and why."""
         self.records.append(Record.of(step, reason=reason, **self.event.when))
 
-    def _record(self, step: Step, applied: Applied, effect: Effect, reason: str, before: int) -> None:
-        """Write down what became of a step, and make it final if it stays."""
+    def forget_refusals_but_the_last(self) -> None:
+        """Of what was refused several times keep the last record, and none of what was done after all."""
+        last = {(record.kind, record.layer, record.criterion): record for record in self.records}
+        self.records = [
+            record
+            for record in self.records
+            if record.done or last[record.kind, record.layer, record.criterion] is record
+        ]
+
+    def _note(self, step: Step, effect: Effect, reason: str, parameters: tuple[int, int]) -> Record:
+        """Write down what became of a step; without a reason it stays."""
         record = Record.of(
             step,
             reason=reason,
             change=effect.change,
             agreement=effect.agreement,
             metric=effect.metric,
-            parameters=(before, parameter_count(self.model)),
+            parameters=parameters,
             **self.event.when,
         )
         self.records.append(record)
-        if not reason:
-            settle(self.attachment, applied, self.event.optimizers, record)
-            self._let_copies_follow(step, record)
-            self.steps.append(step)
+        return record
+
+    def _keep(self, step: Step, applied: Applied, effect: Effect, parameters: tuple[int, int]) -> None:
+        """Make a step that was carried out final."""
+        record = self._note(step, effect, "", parameters)
+        settle(self.attachment, applied, self.event.optimizers, record)
+        self._let_copies_follow(step, record)
+        self.steps.append(step)
 
     def _let_copies_follow(self, step: Step, record: Record) -> None:
         """Let the copies take a step that is final in the model."""

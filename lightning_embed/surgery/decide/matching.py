@@ -12,7 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from lightning_embed.graph import is_layer, is_sharded, output_weight
 from lightning_embed.surgery.change.reconstruction import Reconstruction
-from lightning_embed.surgery.decide.check import Check
+from lightning_embed.surgery.change.step import Applied
+from lightning_embed.surgery.decide.check import Check, Effect
+from lightning_embed.surgery.persist.checkpoint import attach
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import modules_by_name
 
@@ -63,6 +65,32 @@ def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], ch
         tuple(moved.get((name, "bias"), no_bias[name]) for name in layers),
         {"change before": check.change(model)},
     )
+
+
+def matched(
+    model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check
+) -> tuple[Reconstruction, Applied, Effect] | None:
+    """Match a merged model's outputs to the original's, in place, where it is better for all that counts.
+
+    Args:
+        model: changed in place.
+        original: the model before the merges.
+        fit: tapes on which the outputs are matched.
+        check: of the original's outputs.
+
+    Returns:
+        What was done, for `undo`, and the effect of all changes; None where nothing was.
+    """
+    step = match_outputs(model, original, fit, check)
+    if step is None:
+        return None
+    was_allowed = not check.refusal(check.effect(model))
+    applied = step.apply(model, attach(model))
+    effect = check.effect(model)
+    if was_allowed and check.refusal(effect):  # nearer in the outputs and yet further in what else counts
+        applied.undo()
+        return None
+    return step, applied, effect
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Linear]:

@@ -1,4 +1,4 @@
-"""Bring back what Linears and convolutions put out before the merges, where the outputs depend on it."""
+"""Bring back what Linears and convolutions put out before the merges."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lightning_embed.surgery.persist.checkpoint import Attachment
 from lightning_embed.tape import Tape
 from lightning_embed.tape.tape import modules_by_name
 
-ROWS = 4096  # of each layer that are looked at, thinned evenly
-ROWS_PER_INPUT = 2
+ROWS = 8  # two points always lie on a line
+MAX_ROWS = 4096  # of each layer that are looked at, thinned evenly
 OPERATIONS = 2**31  # of one pass over a layer's rows; wider ones are left as they are
 
 
 class Original:
-    """What the layers behind hidden ones put out, and the squared derivative of the outputs with respect to it.
+    """What the layers behind hidden ones put out.
 
     Taken from the model before its first merge; `reconstruct` then corrects a merged model towards it.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, tapes: Sequence[Tape], *, seed: int) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, tapes: Sequence[Tape]) -> None:
         self._tapes = tapes
-        self._cap = max(1, ROWS // max(1, len(tapes)))
+        self._cap = max(1, MAX_ROWS // max(1, len(tapes)))
         modules = modules_by_name(model)
         fed = dict.fromkeys(name for layer in graph.layers for name in layer.consumers)
         trained = any(parameter.requires_grad for parameter in model.parameters())
@@ -40,7 +40,7 @@ class Original:
             for name in modules
             if name in fed and _correctable(modules[name]) and (not trained or modules[name].weight.requires_grad)
         ]
-        self._outputs, self._weights = self._look(model, names, seed)
+        self._outputs = self._look(model, names)
 
     def reconstruct(
         self, model: nn.Module, attachment: Attachment, kept: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class Original:
             kept: for layers whose neurons were merged, the numbers of the rows that stayed.
 
         Returns:
-            What was done, or None where nothing differs or too few rows tell how.
+            What was done, or None where nothing differs.
         """
         done = Applied()
         names: list[str] = []
@@ -65,7 +65,7 @@ class Original:
         for name, layer in layers.items():
             if not names and name not in differ:
                 continue  # what lies before the first correction puts out what it did
-            step = self._correction(model, name, layer, wanted[name], kept.get(name))
+            step = self._correction(model, name, layer, wanted[name])
             if step is None:
                 continue
             try:
@@ -79,19 +79,16 @@ class Original:
         weights, biases = zip(*changes, strict=True)
         return done, Reconstruction(tuple(names), weights, biases)
 
-    def _correction(
-        self, model: nn.Module, name: str, layer: Layer, wanted: Tensor, kept: Tensor | None
-    ) -> Reconstruction | None:
-        weight, fan_in = _columns(self._weights[name], kept), output_weight(layer)[0].numel()
-        rows, work = len(wanted), len(wanted) * layer.weight.numel()
-        if rows < ROWS_PER_INPUT * fan_in or work > OPERATIONS:
+    def _correction(self, model: nn.Module, name: str, layer: Layer, wanted: Tensor) -> Reconstruction | None:
+        rows = len(wanted)
+        if rows < ROWS or rows * layer.weight.numel() > OPERATIONS:
             return None
         inputs, outputs = self._now(model, name, layer)
         error = wanted.double() - outputs.double()
-        finite = all(bool(torch.isfinite(values).all()) for values in (inputs, error, weight))
+        finite = all(bool(torch.isfinite(values).all()) for values in (inputs, error))
         if inputs.shape[0] != rows or not finite or not bool(error.any()):
             return None
-        change, bias = reconstruct(inputs, error, weight, intercept=getattr(layer, "bias", None) is not None)
+        change, bias = reconstruct(inputs, error, intercept=getattr(layer, "bias", None) is not None)
         stored = stored_weight(layer, change.reshape(output_weight(layer).shape))
         return Reconstruction((name,), (stored.contiguous().cpu(),), (bias.cpu(),))
 
@@ -125,20 +122,14 @@ class Original:
         assert is_layer(layer)
         return thinned(output, self._cap, output_layout(layer))
 
-    def _look(self, model: nn.Module, names: Sequence[str], seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _look(self, model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
         modules, collector = modules_by_name(model), Collector(model)
-        outputs: dict[str, list[Tensor]] = {}
-        weights: dict[str, list[Tensor]] = {}
-        for name in names:
-            layer = modules[name]
-            outputs[name] = collector.puts_out(name, lambda output, layer=layer: self._rows(layer, output))  # type: ignore[misc]  # bound now
-            weights[name] = collector.output_derivatives(
-                name,
-                lambda gradient, layer=layer: self._rows(layer, gradient).double().square(),  # type: ignore[misc]
-            )
-        collector.run(self._tapes, seed=seed)
-        called = [name for name in names if outputs[name]]
-        return {name: torch.cat(outputs[name]) for name in called}, {name: torch.cat(weights[name]) for name in called}
+        outputs = {
+            name: collector.puts_out(name, lambda output, layer=modules[name]: self._rows(layer, output))  # type: ignore[misc]  # bound now
+            for name in names
+        }
+        collector.run(self._tapes)
+        return {name: torch.cat(calls) for name, calls in outputs.items() if calls}
 
 
 class _Comparison:

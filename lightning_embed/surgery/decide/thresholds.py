@@ -41,6 +41,7 @@ def merge_layers(bench: Bench, criteria: Sequence[Criterion], names: Container[s
     criteria = _of_stage(criteria, "layers")
     if not criteria:
         return
+    bench.observe_where_derived()
     features = bench.features()
     layers = [
         layer

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_embed.graph import Reason
 from lightning_embed.statistics import amplitudes
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView, Stage
@@ -35,14 +34,13 @@ class Amplitude(Criterion):
         size = amplitudes(torch.cat(view.input_weights, dim=1), torch.cat(view.consumer_weights))
         return size >= self.share * size.max()
 
-    def nominate(self, view: LayerView) -> Sequence[NeuronMerge] | Reason:
+    def nominate(self, view: LayerView) -> Sequence[NeuronMerge]:
         """Keep the large ones."""
         large = self.large(view)
         if large is None or large.all() or not large.any():
             return []
         kept = large.nonzero().flatten().tolist()
-        step = view.keep(kept, self.name, {"amplitude": self.share, "below": view.layer.width - len(kept)})
-        return step if isinstance(step, Reason) else [step]
+        return [view.keep(kept, self.name, {"amplitude": self.share, "below": view.layer.width - len(kept)})]
 
     def kept_width(self, view: LayerView) -> int | None:
         """How many are large."""

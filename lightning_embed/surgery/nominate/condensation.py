@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_embed.graph import Reason
 from lightning_embed.statistics import amplitudes, cosine_groups, representatives
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
@@ -28,15 +27,14 @@ class Condensation(Criterion):
         vectors = view.input_weights
         return None if vectors is None else cosine_groups(vectors, self.threshold, absolute=view.layer.odd)
 
-    def nominate(self, view: LayerView) -> Sequence[NeuronMerge] | Reason:
+    def nominate(self, view: LayerView) -> Sequence[NeuronMerge]:
         """Keep the neuron of largest amplitude of every group."""
         groups = self.groups(view)
         if groups is None or len(groups) == view.layer.width or view.input_weights is None:
             return []
         together = torch.cat(view.input_weights, dim=1)
         chosen = representatives(groups, amplitudes(together, torch.cat(view.consumer_weights)))
-        step = view.keep(chosen, self.name, {"cosine": self.threshold, "groups": len(groups)})
-        return step if isinstance(step, Reason) else [step]
+        return [view.keep(chosen, self.name, {"cosine": self.threshold, "groups": len(groups)})]
 
     def kept_width(self, view: LayerView) -> int | None:
         """The number of groups."""

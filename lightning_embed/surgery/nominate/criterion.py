@@ -18,8 +18,6 @@ from lightning_embed.surgery.change.step import Step
 from lightning_embed.surgery.nominate.features import Features
 from lightning_embed.surgery.nominate.weights import condensation_vectors, consumer_weight
 
-SAMPLES_PER_NEURON = 2  # fitting samples that the refit needs for every neuron it keeps
-
 Stage = Literal["constants", "layers", "neurons"]
 
 
@@ -68,7 +66,7 @@ class LayerView:
         """A choice of neurons, improved by swaps (see `lightning_embed.statistics.exchange`)."""
         return exchange(self.features.posts, self.consumer_weights, kept, intercept=self.intercepts)
 
-    def keep(self, kept: Sequence[int], criterion: str, evidence: Mapping[str, Any]) -> NeuronMerge | Reason:
+    def keep(self, kept: Sequence[int], criterion: str, evidence: Mapping[str, Any]) -> NeuronMerge:
         """The step that keeps some neurons and refits the readers' weights for the others.
 
         Args:
@@ -76,12 +74,7 @@ class LayerView:
             criterion: name of the criterion.
             evidence: what is written into the record, such as the values compared.
 
-        Returns:
-            The step, or the reason why the calibration data do not allow it.
         """
-        reason = self.too_few(len(kept))
-        if reason is not None:
-            return reason
         kept = sorted(kept)
         fits = []
         ways = zip(self.features.posts, self.features.readers, self.intercepts, strict=True)
@@ -103,14 +96,6 @@ class LayerView:
             else:
                 groups.append((target, (reader,)))
         return groups
-
-    def too_few(self, kept: int) -> Reason | None:
-        """Why so many neurons cannot be fitted on these data; None where they can."""
-        needed = SAMPLES_PER_NEURON * kept
-        if self.features.rows >= needed:
-            return None
-        what = f"keeping {kept} neurons needs {needed} to fit, there are {self.features.rows}"
-        return Reason("too few samples", what)
 
     def merge(
         self, kept: Sequence[int], fits: tuple[Fit, ...], criterion: str, evidence: Mapping[str, Any]
@@ -146,8 +131,7 @@ class Criterion(ABC):
     ...     def nominate(self, view):
     ...         size = view.features.post.abs().mean(dim=0)
     ...         kept = (size > 0.1 * size.max()).nonzero().flatten().tolist()
-    ...         step = view.keep(kept, self.name, {"share": 0.1})
-    ...         return step if isinstance(step, Reason) else [step]
+    ...         return [view.keep(kept, self.name, {"share": 0.1})]
     >>> from lightning_embed import Criteria
     >>> Criteria(condensation=None, span=None, extra=(Loudest(),)).chosen()[-1].name
     'loudest'

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from lightning_embed.graph import Reason
 from lightning_embed.statistics import Span
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
@@ -16,22 +13,20 @@ class Size(Criterion):
     Args:
         width: number of neurons to leave.
         name: what it is called in records.
-        order: of at least `width` neurons, where it is known already.
+        order: of at least `width` neurons, where it is known already; its first neurons are kept as they are.
     """
 
     def __init__(self, width: int, name: str = "size", order: Span | None = None) -> None:
         self.width, self.name, self._order = width, name, order
 
-    def nominate(self, view: LayerView) -> Sequence[NeuronMerge] | Reason:
-        """Keep the first neurons of the order, improved by exchange."""
-        reason = view.too_few(self.width)
-        if reason is not None:
-            return reason
+    def nominate(self, view: LayerView) -> list[NeuronMerge]:
+        """Keep the first neurons of the order that each adds most, improved by exchange."""
         order = self._order or view.order(0.0, most=self.width)
-        kept = view.exchanged(order.kept[: self.width] or (0,))
+        kept = order.kept[: self.width] or (0,)
+        if self._order is None:
+            kept = view.exchanged(kept)
         share = float(order.residual[min(self.width, len(order.kept)) - 1]) if len(order.kept) else 0.0
-        step = view.keep(kept, self.name, {"span": share})
-        return step if isinstance(step, Reason) else [step]
+        return [view.keep(kept, self.name, {"span": share})]
 
     def kept_width(self, view: LayerView) -> int | None:
         """The width asked for, or all."""
@@ -47,6 +42,6 @@ def milder(view: LayerView, refused: NeuronMerge) -> list[NeuronMerge]:
         return []
     order = view.order(0.0, most=max(widths))
     nominated = [Size(one, "span", order).nominate(view) for one in widths]
-    steps = [step for found in nominated if not isinstance(found, Reason) for step in found]
+    steps = [step for found in nominated for step in found]
     distinct = {step.kept: step for step in steps}  # fewer than asked for may span all
     return [step for kept, step in distinct.items() if kept != refused.kept and len(kept) < width]

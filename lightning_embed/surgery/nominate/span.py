@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_embed.graph import Reason
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
 
@@ -17,13 +16,12 @@ class SpanCriterion(Criterion):
     def __init__(self, share: float) -> None:
         self.share = share
 
-    def nominate(self, view: LayerView) -> Sequence[NeuronMerge] | Reason:
+    def nominate(self, view: LayerView) -> Sequence[NeuronMerge]:
         """Keep the fewest neurons that greedy choice finds, improved by exchange."""
         kept = view.exchanged(view.order(self.share).kept)
         if not 0 < len(kept) < view.layer.width:
             return []
-        step = view.keep(kept, self.name, {"span": self.share})
-        return step if isinstance(step, Reason) else [step]
+        return [view.keep(kept, self.name, {"span": self.share})]
 
     def kept_width(self, view: LayerView) -> int | None:
         """The number of neurons that greedy choice finds."""

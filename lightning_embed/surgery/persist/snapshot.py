@@ -209,8 +209,13 @@ def similarity(model: nn.Module, layer: HiddenLayer, threshold: float) -> Simila
     return Similarity(layer.name, layer.width, tuple(map(len, groups)), layer.odd, cosine)
 
 
-def latency(model: nn.Module, tape: Tape) -> float:
+def latency(model: nn.Module, tape: Tape, runs: int = RUNS) -> float:
     """Median time of the calls of a tape in eval mode, in milliseconds, after one call that is not timed.
+
+    Args:
+        model: as it is now.
+        tape: recorded calls.
+        runs: how often it is called at most.
 
     Raises:
         ReplayError: the tape does not run on the model.
@@ -226,7 +231,7 @@ def latency(model: nn.Module, tape: Tape) -> float:
         warnings.simplefilter("ignore")  # the model's own warnings were shown when it was recorded
         set_modes(model, training=False)
         begin = time.perf_counter()
-        while len(times) < 4 or (len(times) <= RUNS and time.perf_counter() - begin < SECONDS):
+        while len(times) < min(4, runs + 1) or (len(times) <= runs and time.perf_counter() - begin < SECONDS):
             arguments = bind(model, tape)
             _wait(device)
             start = time.perf_counter()

@@ -66,7 +66,7 @@ def test_milder_steps_cut_a_half_a_quarter_and_an_eighth_and_carry_more_each():
     assert {one.criterion for one in steps} == {"span"}
 
 
-def test_no_step_is_tried_twice_nor_without_enough_samples():
+def test_no_step_is_tried_twice():
     model = mlp(3, 12, 4, 2)
     with torch.no_grad():
         model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4].repeat(2, 1), model[0].bias[:4].repeat(2)
@@ -74,10 +74,6 @@ def test_no_step_is_tried_twice_nor_without_enough_samples():
     [exact] = SpanCriterion(1e-9).nominate(view)
     assert len(exact.kept) == 4
     assert milder(view, exact) == []  # 8, 10 and 11 neurons say no more than those 4
-    model = mlp(3, 20, 20, 2, activation=nn.ReLU)
-    view = layer_of(model, 20)
-    [bold] = SpanCriterion(0.7).nominate(view)
-    assert milder(view, bold) == []
 
 
 def test_after_a_refusal_the_boldest_of_the_milder_steps_that_is_allowed():
@@ -153,11 +149,6 @@ def test_a_criterion_of_the_users_is_tried_measured_and_recorded_like_the_others
     assert result.before.layers[0].widths == {"variance": 4}
     assert result.to_dict()["before"]["layers"][0]["widths"] == {"variance": 4}
     torch.testing.assert_close(result.model(data()), dim_half()(data()), rtol=0, atol=1e-3)
-    wide = mlp(3, 16, 2)
-    wide[0].weight.data[12:] *= 1e-3
-    few = le.prune(wide, data(20), criteria=criteria)
-    assert [(one.criterion, one.done) for one in few.records] == [("variance", False)]
-    assert few.records[0].reason == "too few samples (keeping 12 neurons needs 24 to fit, there are 10)"
 
 
 def test_beside_the_built_in_criteria_the_boldest_is_tried_first():

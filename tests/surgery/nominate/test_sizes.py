@@ -9,8 +9,9 @@ from torch import nn
 import lightning_embed as le
 from lightning_embed.graph import observe
 from lightning_embed.surgery.change.edit import parameter_count
+from lightning_embed.surgery.nominate.counting import Count
+from lightning_embed.surgery.nominate.dealing import even_widths, foretold_costs, path
 from lightning_embed.surgery.nominate.features import collect_features
-from lightning_embed.surgery.nominate.sizes import ParameterCount, deal_out, even
 from lightning_embed.tape import record
 from tests.random_networks import network
 from tests.surgery.steps import mlp
@@ -36,7 +37,7 @@ def change(model, merged, x):
 def test_a_budget_is_never_exceeded(seed):
     given = network(seed)
     before = copy.deepcopy(given.model.state_dict())
-    result = le.prune(given.model, given.data[::2], budget=0.6)
+    result = le.prune(given.model, given.data[::2], budget=0.6, match=False)
     assert parameter_count(result.model) == result.size[1].parameters <= 0.6 * result.size[0].parameters
     assert all(one.done for one in result.records)
     torch.testing.assert_close(given.model.state_dict(), before, rtol=0, atol=0)
@@ -52,10 +53,12 @@ def test_a_budget_for_everything_changes_nothing():
 def test_of_all_ways_within_the_budget_the_one_that_changes_least():
     model = mlp(3, 20, 20, 20, 2)
     model[2].weight.data *= 1e-2  # merging this layer is nearly free, and halves the parameters
-    result = le.prune(model, data(), budget=0.6)
+    result = le.prune(model, data(), budget=0.6, match=False)
     assert isinstance(result.model[2], nn.Identity)
     assert change(model, result.model, data()) < 1e-3
-    bold = le.prune(mlp(3, 20, 20, 20, 2), data(), budget=0.6)  # here it would cost more than some neurons do
+    bold = le.prune(
+        mlp(3, 20, 20, 20, 2), data(), budget=0.6, match=False
+    )  # here it would cost more than some neurons do
     assert not any(isinstance(one, nn.Identity) for one in bold.model)
 
 
@@ -77,9 +80,9 @@ def test_parameters_are_foretold_as_they_are_counted_afterwards(norm, bias):
         model.eval()[1].train()(model[0](data()))
         model.eval()
     graph = observe(model, record(model, [data()]))
-    count = ParameterCount(model, graph.layers)
+    count = Count(model, graph.layers)
     for widths in ({"0": 9, "3": 7}, {"0": 4, "3": 7}, {"0": 9, "3": 3}, {"0": 1, "3": 1}):
-        result = le.prune(model, data(), widths=widths)
+        result = le.prune(model, data(), widths=widths, match=False)
         assert count(widths) == parameter_count(result.model)
         assert widths_of(result.model) == [*widths.values(), 2]
 
@@ -91,11 +94,13 @@ def test_even_shares_are_the_largest_that_fit_and_dealt_ones_spend_where_it_matt
         model[2].bias[3:] = model[2].bias[torch.arange(27) % 3]
     tapes = record(model, [data()])
     graph = observe(model, tapes)
-    count = ParameterCount(model, graph.layers)
-    features = collect_features(model, graph.layers, tapes)
+    count = Count(model, graph.layers)
+    costs = foretold_costs(model, graph.layers, collect_features(model, graph.layers, tapes), tapes)
     for wanted in (1000, 400, 60):
-        equal = even(graph.layers, count, wanted)
-        dealt = deal_out(model, graph.layers, features, tapes, count, wanted)
+        equal = next(widths for widths in even_widths(graph.layers) if count(widths) <= wanted)
+        dealt = next(size for size in path(costs, count) if size.count <= wanted)
+        assert dealt.count == count(dealt.widths)
+        dealt = dealt.widths
         assert max(count(equal), count(dealt)) <= wanted
         assert equal["0"] == equal["2"]
         assert count({name: width + 1 for name, width in equal.items()}) > wanted
@@ -126,9 +131,13 @@ def test_a_size_that_the_tolerance_does_not_allow_is_refused_aloud():
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
-def test_too_few_samples_for_a_size_are_told():
-    with pytest.raises(le.InputError, match=r"too few samples \(keeping 8 neurons needs 16 to fit, there are 10\)"):
-        le.prune(mlp(3, 16, 16, 2), data(20), widths={"0": 8})
+def test_a_size_is_reached_on_fewer_samples_than_neurons():
+    model = mlp(3, 64, 64, 2)
+    few = le.prune(model, data(40), widths={"0": 32, "2": 32})
+    assert max(widths_of(few.model)) <= 32  # less where twenty samples tell no more neurons apart
+    assert change(model, few.model, data(400)) < 0.3
+    with pytest.raises(le.InputError, match=r"too few samples \(3 to fit, at least 8 are needed\)"):
+        le.prune(model, data(6), widths={"0": 8})
 
 
 class Functional(nn.Module):
@@ -158,7 +167,7 @@ class Functional(nn.Module):
         ({"budget": "small"}, "share of the parameters"),
         ({"budget": float("nan")}, "share of the parameters"),
         ({"budget": True}, "share of the parameters"),
-        ({"budget": 1e-3}, "cannot leave fewer than"),
+        ({"budget": 1e-3}, "cannot leave less than"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_and_leave_all_as_it_is(size, message):

@@ -150,9 +150,11 @@ class Layout:
         return self.index[gone].flatten().sort().values
 
     def without(self, places: Tensor) -> Layout:
-        """Where the units are when other places, in increasing order, have gone."""
+        """Where the units are when places, in increasing order, have gone; every unit has lost as many entries."""
         assert self.index is not None
-        return Layout(self.dim, self.index - torch.searchsorted(places, self.index))
+        stays = ~torch.isin(self.index, places)
+        index = self.index if bool(stays.all()) else self.index[stays].reshape(self.units, -1)
+        return Layout(self.dim, index - torch.searchsorted(places, index))
 
     def to_plain(self) -> dict[str, Any]:
         """The layout as numbers and lists; an arithmetic index, as most are, as its shape, start and two steps.

@@ -23,8 +23,8 @@ def reconstruct(
         inputs: what the Linear reads now, shape (samples, fan_in).
         error: what its output lacks, shape (samples, fan_out).
         intercept: whether c may differ from 0; False for a Linear without a bias.
-        ridge: r, above 0; if None 1e-4, or, with fewer than four samples for each input, what foretells left-out samples
-            best (see `leave_one_out`).
+        ridge: r, above 0; if None 1e-4, or, with fewer than four samples for each input, what foretells best those that
+            are left out (see `leave_one_out`).
 
     Returns:
         (D, c), the additions to weight (fan_out, fan_in) and bias (fan_out,), float64.

@@ -23,8 +23,9 @@ def few(samples: int, coefficients: int) -> bool:
 def leave_one_out(inputs: Tensor, targets: Tensor, strengths: Sequence[float] = STRENGTHS) -> float:
     r"""The strength with which a ridge regression foretells best what it has not seen.
 
-    With $H(r) = X (X^\top X / n + r \bar\lambda I)^{-1} X^\top / n$ the error for a sample that is left out is
-    $(y_i - (H y)_i) / (1 - H_{ii})$, without fitting again; $\bar\lambda$ is the mean of the diagonal of $X^\top X / n$.
+    With $H = X (X^\top X / n + r \bar\lambda I)^{-1} X^\top / n$ the error for a sample that is left out is
+    $(y_i - (H y)_i) / (1 - H_{ii} - 1 / n)$, without fitting again; $\bar\lambda$ is the mean of the diagonal of
+    $X^\top X / n$.
 
     Args:
         inputs: X less its mean, shape (samples, coefficients).

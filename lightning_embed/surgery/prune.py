@@ -242,7 +242,12 @@ class _Task:
         step, applied, effect = found
         size = parameter_count(pruned)
         record = Record.of(
-            step, change=effect.change, agreement=effect.agreement, metric=effect.metric, parameters=(size, size)
+            step,
+            change=effect.change,
+            agreement=effect.agreement,
+            metric=effect.metric,
+            error=effect.error,
+            parameters=(size, size),
         )
         settle(attach(pruned), applied, (), record)
         return replace(merged, plan=Plan((*merged.plan.steps, step)), records=[*merged.records, record])

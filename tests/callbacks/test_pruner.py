@@ -11,6 +11,8 @@ from torch import nn
 
 import lightning_embed as le
 from lightning_embed.callbacks import After, EmbeddingMonitor, EmbeddingPruner, When
+from lightning_embed.graph import Graph
+from lightning_embed.surgery.decide.merging import Merged
 from tests.callbacks.runs import EPOCHS, Planted, loader, trainer
 
 EXACT = {"criteria": le.Criteria(linearization=0.9999, condensation=0.9999, span=None), "when": 2}
@@ -187,7 +189,7 @@ def test_one_half_of_the_tapes_fits_and_the_other_decides(tmp_path, monkeypatch)
 
     def spy(module, fit, decide, **options):
         seen.append((list(fit), list(decide), options))
-        return le.Plan(), []
+        return Merged(le.Plan(), [], Graph((), {}))
 
     monkeypatch.setattr("lightning_embed.callbacks.pruner.merge", spy)
     run = trainer(tmp_path, [EmbeddingPruner(when=1, seed=2)], max_epochs=4)

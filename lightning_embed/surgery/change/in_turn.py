@@ -26,7 +26,7 @@ class _Gone:
         for place, layout in _places(step):
             leaving = layout.leaving(kept)
             known = self._entries.get(place)
-            self._entries[place] = leaving if known is None else torch.cat([known, leaving]).sort().values
+            self._entries[place] = leaving if known is None else torch.cat([known, leaving]).unique()
 
     def moved(self, place: _Place, layout: Layout) -> Layout:
         """Where units are that stay."""

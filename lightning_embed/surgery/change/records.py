@@ -31,6 +31,7 @@ class Record:
         parameters: parameters of the whole model (before, after) when done.
         epoch: epoch of training at whose start it was considered; None outside training.
         step: optimizer steps made by then; None outside training.
+        error: standard error of `change`, over the samples that decide.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Record:
     parameters: tuple[int, int] = (0, 0)
     epoch: int | None = None
     step: int | None = None
+    error: float = math.nan
 
     @property
     def verdict(self) -> str:
@@ -82,13 +84,24 @@ class Record:
     def from_dict(data: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`."""
         known = dict(data)
-        for name in ("change", "agreement"):
-            known[name] = math.nan if data[name] is None else data[name]
+        for name in ("change", "agreement", "error"):
+            known[name] = math.nan if data.get(name) is None else data[name]
         if data.get("metric") is not None:
             known["metric"] = tuple(math.nan if one is None else one for one in data["metric"])
         known["evidence"] = evidence_from(data["evidence"])
         known["width"], known["parameters"] = tuple(data["width"]), tuple(data["parameters"])
         return Record(**known)
+
+
+def _with_error(change: float, error: float) -> str:
+    """A change and its error; the error is left out where it would be zeros.
+
+    >>> _with_error(0.0412, 0.0021), _with_error(0.0412, float("nan")), _with_error(0.0, 0.0)
+    ('0.0412 ± 0.0021', '0.0412', '0.0000')
+    """
+    if math.isnan(change):
+        return ""
+    return f"{change:.4f} ± {error:.4f}" if error >= 0.5e-4 else f"{change:.4f}"
 
 
 def records_table(records: Sequence[Record]) -> str:
@@ -103,7 +116,7 @@ def records_table(records: Sequence[Record]) -> str:
             record.criterion,
             f"{record.width[0]} → {record.width[1]}" if any(record.width) else "",
             describe_evidence(record.evidence),
-            "" if math.isnan(record.change) else f"{record.change:.4f}",
+            _with_error(record.change, record.error),
             "" if math.isnan(record.agreement) else f"{record.agreement:.4f}",
             *(["" if record.metric is None else "{:.4f} → {:.4f}".format(*record.metric)] if measured else []),
             record.reason,

@@ -24,13 +24,15 @@ from lightning_embed.tape.tape import modules_by_name, preserved, set_modes
 class Effect:
     """What a changed model does to the outputs (see `Tolerance`), or why it failed.
 
-    The metric is None where it is not asked for, or where the other bounds refuse already.
+    The metric is None where it is not asked for, or where the other bounds refuse already. `error` is the standard
+    error of the change, over the samples that decide.
     """
 
     change: float
     agreement: float
     failure: str = ""
     metric: tuple[float, float] | None = None
+    error: float = 0.0
 
     @property
     def fall(self) -> float:
@@ -74,17 +76,18 @@ class Check:
         try:
             outputs = outputs_of(model, self._tapes)
             lost = self._trained - self._with_gradient(model)
-        except ReplayError as error:
-            return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {error}")
+        except ReplayError as failure:
+            return Effect(math.nan, math.nan, f"the calibration calls fail on the merged model: {failure}")
         if not self._alike(outputs):
             return Effect(math.nan, math.nan, "the shapes of the outputs change")
         lost &= {name for name, _ in model.named_parameters()}
-        change = self._largest(outputs)
+        change, error = self._largest(outputs)
         scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
         agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
         if lost:
-            return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more")
-        return self._with_metric(model, Effect(change, agreement))
+            cut_off = f"{', '.join(sorted(lost))} would get no gradient any more"
+            return Effect(change, agreement, cut_off, error=error)
+        return self._with_metric(model, Effect(change, agreement, error=error))
 
     @property
     def spread(self) -> float:
@@ -98,24 +101,30 @@ class Check:
             outputs = outputs_of(model, self._tapes)
         except ReplayError:
             return math.inf
-        return self._largest(outputs) if self._alike(outputs) else math.inf
+        return self._largest(outputs)[0] if self._alike(outputs) else math.inf
 
     def _alike(self, outputs: Sequence[Tensor]) -> bool:
         return [one.shape for one in outputs] == [one.shape for one in self._outputs]
 
-    def _largest(self, outputs: Sequence[Tensor]) -> float:
-        return max(_change(old, new) for old, new in zip(self._outputs, outputs, strict=True))
+    def _largest(self, outputs: Sequence[Tensor]) -> tuple[float, float]:
+        """The largest change of an output, and its standard error."""
+        samples = sum(tape.samples for tape in self._tapes)
+        changes = [_change(old, new) for old, new in zip(self._outputs, outputs, strict=True)]
+        worst = max(range(len(changes)), key=lambda place: changes[place])
+        return changes[worst], _standard_error(self._outputs[worst], outputs[worst], samples)
 
     def refusal(self, effect: Effect) -> str:
         """Why an effect is not allowed; empty when it is."""
         if effect.failure or self._tolerance is None:
             return effect.failure
-        if self._tolerance.allows(effect.change, effect.agreement, effect.fall):
+        if self._tolerance.allows(effect.change, effect.agreement, effect.fall, error=effect.error):
             return ""
         if effect.change == math.inf:
             return "change inf: an output overflows, or one changes that is constant on the deciding data"
         if not effect.change <= self._tolerance.change:
             return f"change {effect.change:.4g} > {self._tolerance.change:g}"
+        if not effect.change + effect.error <= self._tolerance.change:
+            return f"change {effect.change:.4g} ± {effect.error:.2g} on few samples may be > {self._tolerance.change:g}"
         if effect.metric is not None:
             return f"metric falls by {effect.fall:.4g} > {self._tolerance.drop:g}"
         return f"agreement {effect.agreement:.4f} < {self._tolerance.agreement:g}"
@@ -264,6 +273,23 @@ def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
 def as_rows(output: Tensor) -> Tensor:
     """An output as (samples, columns) in float64."""
     return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
+
+
+def _standard_error(old: Tensor, new: Tensor, samples: int) -> float:
+    r"""Standard error of the change, which is the root of a ratio of two means over samples; 0 where nothing differs.
+
+    With $d_i = \lVert f'_i - f_i \rVert^2$, $s_i = \lVert f_i - \bar f \rVert^2$ and $R = \sum d / \sum s$ the change
+    is $\sqrt R$, and its error $\mathrm{sd}(d - R s) / (2 \sqrt{n R}\, \bar s)$.
+    """
+    rows = len(old)
+    apart = samples if samples and rows % samples == 0 else rows  # positions of one sample belong together
+    difference = (new - old).square().sum(dim=1).reshape(apart, -1).sum(dim=1)
+    spread = (old - old.mean(dim=0)).square().sum(dim=1).reshape(apart, -1).sum(dim=1)
+    if apart < 2 or not float(spread.sum()) > 0 or not float(difference.sum()) > 0:
+        return 0.0
+    ratio = difference.sum() / spread.sum()
+    deviation = (difference - ratio * spread).std()
+    return float(deviation / (2 * (apart * ratio).sqrt() * spread.mean()))
 
 
 def _change(old: Tensor, new: Tensor) -> float:

@@ -401,6 +401,7 @@ class Bench:
             change=effect.change,
             agreement=effect.agreement,
             metric=effect.metric,
+            error=effect.error,
             parameters=parameters,
             **self.event.when,
         )

@@ -20,7 +20,8 @@ class Tolerance:
 
     Args:
         change: bound of ‖f′ − f‖_F / ‖f − mean f‖_F, where f are the outputs of the network as it was at the
-            start and f′ the present ones. Of several output tensors the worst counts. `math.inf` leaves the decision
+            start and f′ the present ones; the standard error over the samples that decide counts on top of it. Of
+            several output tensors the worst counts. `math.inf` leaves the decision
             to the other bounds.
         agreement: least share of samples on which the arg-max over the last dimension stays the same; None where
             the outputs are no scores of classes.
@@ -56,9 +57,16 @@ class Tolerance:
         if self.metric is None and self.drop > 0.0:
             raise InputError("Tolerance(drop=…) bounds how far the metric may fall; give metric= too.")
 
-    def allows(self, change: float, agreement: float, fall: float = 0.0) -> bool:
-        """Whether a measured effect stays within the bounds (NaN never does); `fall` is that of the metric."""
+    def allows(self, change: float, agreement: float, fall: float = 0.0, error: float = 0.0) -> bool:
+        """Whether a measured effect stays within the bounds (NaN never does).
+
+        Args:
+            change: what was measured.
+            agreement: what was measured.
+            fall: of the metric.
+            error: standard error of the change, which counts on top of it: few samples may show too little.
+        """
         kept = self.agreement is None or agreement >= self.agreement
         # 0.95 - 0.94 is a little more than 0.01, and a metric may be computed in single precision
         held = self.metric is None or fall <= self.drop or math.isclose(fall, self.drop, rel_tol=1e-5)
-        return change <= self.change and kept and held
+        return change + error <= self.change and kept and held

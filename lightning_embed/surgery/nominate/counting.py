@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_embed.graph import HiddenLayer, is_layer, kind_of, output_weight
+from lightning_embed.graph import HiddenLayer, Layout, is_layer, kind_of, output_weight
 from lightning_embed.surgery.change.edit import parameter_count, submodule
 from lightning_embed.surgery.collect import Collector
 from lightning_embed.surgery.persist.snapshot import size_of
@@ -57,33 +57,18 @@ class Count:
         self._full = {layer.name: layer.width for layer in layers}
         named = {name: tensor for name, tensor in tensors_by_name(model).items() if isinstance(tensor, nn.Parameter)}
         dims: dict[str, dict[int, list[tuple[str, int]]]] = {}
-        feeders: dict[str, list[str]] = {}
-
-        def note(tensor: str, dim: int, layer: HiddenLayer, entries: int) -> None:
-            if tensor in named:
-                dims.setdefault(tensor, {}).setdefault(dim, []).append((layer.name, entries))
-
         for layer in layers:
-            for name, layout in layer.producers.items():
-                note(f"{name}.weight", _row_dim(submodule(model, name)), layer, layout.size)
-                note(f"{name}.bias", 0, layer, layout.size)
-            for name, layout in layer.reads.items():
-                note(f"{name}.weight", 1 - _row_dim(submodule(model, name)), layer, layout.size)
-                feeders.setdefault(name, []).append(layer.name)
-            for name, layout in layer.per_neuron:
-                note(name, layout.dim, layer, layout.size)
+            for name, dim, layout in tensors_of(model, layer):
+                if name in named:
+                    dims.setdefault(name, {}).setdefault(dim, []).append((layer.name, layout.size))
         self._cuts = [
             _Cut(tuple(named[name].shape), by_dim, 1.0 if worth is None else worth.get(name, 0.0))
             for name, by_dim in dims.items()
         ]
         whole = parameter_count(model) if total is None else total
         self._fixed = whole - sum(cut.worth * math.prod(cut.shape) for cut in self._cuts)
-        if worth is None:  # biases that merging gives to readers without one
-            for name, by in feeders.items():
-                reader = submodule(model, name)
-                if getattr(reader, "bias", None) is None:
-                    rows = dims.get(f"{name}.weight", {}).get(_row_dim(reader), [])
-                    self._cuts.append(_Cut((len(output_weight(reader)),), {0: rows}, 1.0, tuple(by)))
+        if worth is None:
+            self._cuts += _new_biases(model, layers, dims)
         self._of: dict[str, list[_Cut]] = {layer.name: [] for layer in layers}
         for cut in self._cuts:
             for name in dict.fromkeys((*cut.feeders, *(name for by in cut.dims.values() for name, _ in by))):
@@ -140,6 +125,34 @@ def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
     if isinstance(module, nn.modules.conv._ConvNd):
         return output[:, 0].numel()
     return output[..., 0].numel()
+
+
+def _new_biases(
+    model: nn.Module, layers: Sequence[HiddenLayer], dims: Mapping[str, Mapping[int, Sequence[tuple[str, int]]]]
+) -> list[_Cut]:
+    """Biases that merging gives to readers without one."""
+    feeders: dict[str, list[str]] = {}
+    for layer in layers:
+        for name in layer.reads:
+            feeders.setdefault(name, []).append(layer.name)
+    biases = []
+    for name, by in feeders.items():
+        reader = submodule(model, name)
+        if getattr(reader, "bias", None) is None:
+            rows = dims.get(f"{name}.weight", {}).get(_row_dim(reader), [])
+            biases.append(_Cut((len(output_weight(reader)),), {0: rows}, 1.0, tuple(by)))
+    return biases
+
+
+def tensors_of(model: nn.Module, layer: HiddenLayer) -> Iterator[tuple[str, int, Layout]]:
+    """All tensors that are cut with a hidden layer's neurons: their names, the dimension as stored, and where."""
+    for name, layout in layer.producers.items():
+        yield f"{name}.weight", _row_dim(submodule(model, name)), layout
+        yield f"{name}.bias", 0, layout
+    for name, layout in layer.reads.items():
+        yield f"{name}.weight", 1 - _row_dim(submodule(model, name)), layout
+    for name, layout in layer.per_neuron:
+        yield name, layout.dim, layout
 
 
 def _row_dim(layer: nn.Module) -> int:

@@ -76,9 +76,9 @@ def foretold_costs(
 ) -> dict[str, Tensor]:
     r"""Foretold squared change of the outputs, per sample, at every width of every layer.
 
-    To first order leaving k neurons in layer l changes the outputs by $e_l(k) = \mathrm{tr}\,M_l R_l(k)$, where R is the
-    covariance of what the k best features leave (see `span_order`) and M the second moment of the outputs' derivative
-    by the features; the changes of several layers are taken to add up.
+    To first order leaving k neurons in layer l changes the outputs by $e_l(k) = \mathrm{tr}\,M_l R_l(k)$, where R is
+    the covariance of what the k best features leave (see `span_order`) and M the second moment of the outputs'
+    derivative by the features; the changes of several layers are taken to add up.
     """
     gradients = output_gradients(model, layers, tapes, seed=0)
     samples = max(1, sum(tape.samples for tape in tapes))

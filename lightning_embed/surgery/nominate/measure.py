@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +12,12 @@ from tabulate import tabulate
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_embed.graph import Graph, HiddenLayer, Layout, is_layer, is_sharded, kind_of, legend
+from lightning_embed.graph import Graph, HiddenLayer, is_layer, is_sharded, legend
 from lightning_embed.statistics import Moments, cosine_groups, mpc_of_moments
 from lightning_embed.surgery.change.edit import parameter_count, submodule
 from lightning_embed.surgery.nominate.amplitude import Amplitude
 from lightning_embed.surgery.nominate.condensation import Condensation
+from lightning_embed.surgery.nominate.counting import tensors_of
 from lightning_embed.surgery.nominate.criteria import Criteria
 from lightning_embed.surgery.nominate.criterion import LayerView
 from lightning_embed.surgery.nominate.features import MomentCollector, collect_features
@@ -185,7 +186,7 @@ def _shares(model: nn.Module, graph: Graph) -> dict[str, Any]:
     masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in named.items() if not is_lazy(tensor)}
     for layer in graph.layers:
         if layer.merge_neurons is None:
-            for name, dim, layout in _tensors_of(model, layer):
+            for name, dim, layout in tensors_of(model, layer):
                 if name in masks and layout.index is not None:
                     masks[name].index_fill_(dim, layout.index.flatten(), True)
     held = sum(int(mask.sum()) for mask in masks.values())
@@ -201,19 +202,6 @@ def _shares(model: nn.Module, graph: Graph) -> dict[str, Any]:
         "share": held / max(1, total),
         "unseen": tuple((kind, count / max(1, total)) for kind, count in largest),
     }
-
-
-def _tensors_of(model: nn.Module, layer: HiddenLayer) -> Iterator[tuple[str, int, Layout]]:
-    """All tensors that are cut with a hidden layer's neurons: their names, the dimension as stored, and where."""
-    for names, rows in ((layer.producers, True), (layer.reads, False)):
-        for name, layout in names.items():
-            kind = kind_of(submodule(model, name))
-            transposed = kind is not None and kind.transposed
-            yield f"{name}.weight", int(rows == transposed), layout
-            if rows:
-                yield f"{name}.bias", 0, layout
-    for name, layout in layer.per_neuron:
-        yield name, layout.dim, layout
 
 
 def _layer(

@@ -114,7 +114,7 @@ def test_a_merged_model_is_widened_and_pruned_again():
     net = mlp(3, 8, 2)
     x = torch.randn(200, 3, dtype=torch.float64)
     wide = le.widen(net, {"0": 20})
-    result = le.prune(wide, x)
+    result = le.prune(wide, x, tolerance=le.Tolerance(change=1e-6))
     assert result.model[0].out_features == 8
     torch.testing.assert_close(result.model(x), net(x), rtol=1e-4, atol=1e-4)
 

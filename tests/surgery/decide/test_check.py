@@ -170,3 +170,46 @@ def test_batches_that_scatter_about_settled_statistics_are_no_lag(moved, lags):
     model = nn.Sequential(norm, nn.Linear(3, 2).double()).eval()
     reason = batch_norm_lag(model, record(model, [*x.split(64), x[:2]]))
     assert (reason is not None) == lags
+
+
+def test_the_standard_error_is_that_of_many_draws_and_falls_with_the_root_of_the_samples():
+    """Draws of samples from one population: how far their changes scatter is what each of them foretells."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            return x[:, :2] + self.a * x[:, 2:] ** 3  # a few samples make most of the change
+
+    def effect(samples, seed):
+        model = Noisy()
+        x = torch.randn(samples, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        check = Check(model, record(model, x.split(samples // 2)), None)
+        with torch.no_grad():
+            model.a.fill_(0.1)
+        return check.effect(model)
+
+    told = {}
+    for samples in (200, 800):
+        effects = [effect(samples, seed) for seed in range(60)]
+        scatter = torch.tensor([one.change for one in effects]).std().item()
+        told[samples] = torch.tensor([one.error for one in effects]).mean().item()
+        assert told[samples] == pytest.approx(scatter, rel=0.35)
+    assert told[200] == pytest.approx(2 * told[800], rel=0.3)
+
+
+def test_on_few_samples_the_upper_end_decides():
+    model = nn.Linear(4, 2)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    tapes = record(model, [x])
+    before = Check(model, tapes, None)
+    with torch.no_grad():
+        model.weight[0, 0] += 0.3
+    effect = before.effect(model)
+    assert effect.error > 0.01 * effect.change
+    bound = effect.change + 0.5 * effect.error
+    refusal = Check(nn.Linear(4, 2), tapes, le.Tolerance(change=bound)).refusal(effect)
+    assert refusal == f"change {effect.change:.4g} ± {effect.error:.2g} on few samples may be > {bound:g}"
+    assert Check(nn.Linear(4, 2), tapes, le.Tolerance(change=effect.change + effect.error)).refusal(effect) == ""

@@ -109,14 +109,15 @@ def prune(
     """Merge the linearized layers and condensed neurons of a trained network, as far as its function is kept.
 
     One half of the calibration data fits, the other half alone decides. A merge that changes the outputs by more
-    than the tolerance is undone, and its record says so. With `widths` or `budget` a size is asked for instead: the
-    network of that size whose outputs differ least, as far as we find it.
+    than the tolerance is undone, and its record says so. The result is the smallest network that the tolerance allows,
+    as far as we find it; with `criteria` only what they nominate is tried. With `widths` or `budget` a size is asked
+    for instead: the network of that size whose outputs differ least.
 
     Args:
         model: any module; it is left untouched.
         data: calibration data: a DataLoader, an iterable of batches, or one tensor (samples, …). Batches are taken
             until there are 4096 samples. Inputs alone are enough; of a (inputs, targets) batch the first entry is used.
-        criteria: thresholds that nominate; the defaults of `Criteria` if None.
+        criteria: thresholds that nominate; if None, everything is nominated and the tolerance is used up.
         tolerance: the bound that decides; if None the defaults of `Tolerance`, and no bound where a size is asked for.
         widths: number of neurons to leave at most in each of these layers, by name (of a gate or a residual stage that
             of any layer that makes its neurons); 0 removes the layer. Other layers

@@ -33,7 +33,7 @@ class Criteria:
     """Thresholds that *nominate* what may be merged; None leaves a criterion out.
 
     Nothing is merged because of a threshold alone: what is nominated is tried, and the measured change of the
-    output (`Tolerance`) decides.
+    output (`Tolerance`) decides. `prune` without criteria nominates everything.
 
     Args:
         linearization: nominate hidden layers whose minimal Pearson correlation of pre- and post-activations

@@ -122,8 +122,7 @@ class Variance(le.Criterion):
     name = "variance"
 
     def nominate(self, view):
-        step = view.keep(self.kept(view), self.name, {"share": 0.01})
-        return [step] if hasattr(step, "kept") else step
+        return [view.keep(self.kept(view), self.name, {"share": 0.01})]
 
     def kept(self, view):
         spread = view.features.post.var(dim=0)

@@ -85,8 +85,7 @@ class Check:
         scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
         agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
         if lost:
-            cut_off = f"{', '.join(sorted(lost))} would get no gradient any more"
-            return Effect(change, agreement, cut_off, error=error)
+            return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more", error=error)
         return self._with_metric(model, Effect(change, agreement, error=error))
 
     @property

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 import lightning_embed as le
-from lightning_embed.graph import Reason, observe
+from lightning_embed.graph import observe
 from lightning_embed.surgery import merge
 from lightning_embed.surgery.nominate.condensation import Condensation
 from lightning_embed.surgery.nominate.criterion import LayerView
@@ -120,12 +120,9 @@ def cutting(width: int, criterion: str) -> dict[str, Any]:
     def propose() -> Any:
         view = LayerView(net, graph, layer, collect_features(net, [layer], fit)["0"])
         by = Size(kept_of(width)) if criterion == "span" else Condensation(CRITERIA[criterion].condensation or 0.9)
-        nominated = by.nominate(view)
-        return nominated if isinstance(nominated, Reason) else nominated[0]
+        return by.nominate(view)[0]
 
     took, step = seconds(propose)
-    if isinstance(step, Reason):
-        return {"refused": str(step)}
     applied, _ = seconds(lambda: le.apply(cut, le.Plan((step,))))
     found = {"forward": forward, "propose": took, "apply": applied, "cut MiB": peak() - held, "kept": len(step.kept)}
     return found | gains(net, cut, samples, fit[0])
@@ -158,10 +155,10 @@ def layers(width: int) -> dict[str, Any]:
     fit, decide = tapes_of(net, samples)
     forward, held = forward_seconds(net, samples), peak()
     only = le.Criteria(condensation=None, span=None)
-    took, (_, records) = seconds(
+    took, done = seconds(
         lambda: merge(copy.deepcopy(net), fit, decide, criteria=only, tolerance=le.Tolerance(change=0.2))
     )
-    merged = sum(one.done and one.kind == "layer" for one in records)
+    merged = sum(one.done and one.kind == "layer" for one in done.records)
     return {
         "forward": forward,
         "merged": merged,

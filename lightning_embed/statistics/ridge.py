@@ -36,8 +36,9 @@ def leave_one_out(inputs: Tensor, targets: Tensor, strengths: Sequence[float] = 
         That of the least mean square error, over samples and outputs.
 
     >>> generator = torch.Generator().manual_seed(0)
-    >>> x = torch.randn(12, 10, generator=generator, dtype=torch.float64)
-    >>> leave_one_out(x, x @ torch.ones(10, 1, dtype=torch.float64)), leave_one_out(x, torch.randn(12, 1).double())
+    >>> x, noise = (torch.randn(30, size, generator=generator, dtype=torch.float64) for size in (10, 1))
+    >>> x, noise = x - x.mean(0), noise - noise.mean(0)
+    >>> leave_one_out(x, x.sum(1, keepdim=True)), leave_one_out(x, noise)
     (0.0001, 1.0)
     """
     samples = len(inputs)

@@ -4,7 +4,7 @@ from torch.serialization import add_safe_globals
 
 from lightning_embed.callbacks.monitor import EmbeddingMonitor
 from lightning_embed.callbacks.pruner import EmbeddingPruner
-from lightning_embed.callbacks.when import After, Metric, NearCriticalPoint, NearEnd, OnPlateau, When
+from lightning_embed.callbacks.when import After, Metric, NearCriticalPoint, NearEnd, Once, OnPlateau, When
 from lightning_embed.surgery import Criteria, Measurement, Record, Tolerance
 from lightning_embed.surgery.nominate.measure import LayerMeasurement
 
@@ -15,6 +15,7 @@ __all__ = [
     "NearCriticalPoint",
     "NearEnd",
     "OnPlateau",
+    "Once",
     "When",
 ]
 
@@ -24,6 +25,7 @@ PICKLED = (
     EmbeddingPruner,
     After,
     NearEnd,
+    Once,
     OnPlateau,
     NearCriticalPoint,
     Metric,

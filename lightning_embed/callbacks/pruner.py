@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording, check_functions, without
 from lightning_embed.callbacks.sharing import shared_criteria
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
-from lightning_embed.callbacks.when import After, When
+from lightning_embed.callbacks.when import After, Once, When
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, detach, merge
+from lightning_embed.surgery.nominate.sizes import Counted, check_sizes, size_asked_for
 from lightning_embed.surgery.persist.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
 
@@ -58,12 +59,16 @@ class EmbeddingPruner(_trainer.Callback):
     they load into a model built at its original size. They also hold the calibration data recorded so far, so that a
     resumed run merges as an uninterrupted one would.
 
+    With `budget` or `widths` the network is cut to that size instead, once and early, so that the rest of the training
+    is that of a small network. The optimizers' state of what was changed begins anew then.
+
     Args:
         criteria: thresholds that nominate.
-        tolerance: the bound that decides, per merging event.
-        when: an object that says at the start of each epoch whether to merge: `After`, `NearEnd`, `OnPlateau`,
+        tolerance: the bound that decides, per merging event; with a size there is none unless it is given.
+        when: an object that says at the start of each epoch whether to merge: `After`, `Once`, `NearEnd`, `OnPlateau`,
             `NearCriticalPoint`, or one of your own (`When`). A share of the planned training (float in 0..1) or an
-            epoch (int) stands for `After` that point, in every epoch.
+            epoch (int) stands for `After` that point, in every epoch, or, with a size, for `Once`. None: in every epoch
+            of the second half, or, with a size, once after a tenth of the training.
         calibration_samples: samples recorded per epoch, at most, in all processes together; spread over the epoch.
         calibration_mib: memory for them, in MiB, in each process; under DDP the first one holds all of them while it
             merges, and the others wait: give the strategy a `timeout` that is longer than merging takes.
@@ -77,6 +82,9 @@ class EmbeddingPruner(_trainer.Callback):
             beside them, hidden layers for one, may change. By default those that lead to the loss.
         call: how to run the model on a batch, (module, batch) → outputs, where the training step cannot be recorded;
             by default the module's `calibration_step(batch)` if it has one, else the step itself is recorded.
+        budget: share to leave at most of what `of` names, as in `lightning_embed.prune`; in place of criteria.
+        of: what the budget counts: "parameters", "flops" or "latency".
+        widths: number of neurons to leave in these layers, by name, as in `lightning_embed.prune`.
 
     Raises:
         InputError: an argument is out of range; at the start, when `when` cannot be met.
@@ -85,13 +93,15 @@ class EmbeddingPruner(_trainer.Callback):
 
     >>> EmbeddingPruner(when=10).when.every_n_epochs
     1
+    >>> EmbeddingPruner(budget=0.25).when.first  # once, after a tenth of the training
+    0.1
     """
 
     def __init__(
         self,
         criteria: Criteria | None = None,
         tolerance: Tolerance | None = None,
-        when: int | float | When = 0.5,  # noqa: PYI041  # LightningCLI would turn an epoch into a float
+        when: int | float | When | None = None,  # noqa: PYI041  # LightningCLI would turn an epoch into a float
         calibration_samples: int = 4096,
         calibration_mib: float = 256.0,
         checkpoint_mib: float = 32.0,
@@ -99,9 +109,18 @@ class EmbeddingPruner(_trainer.Callback):
         seed: int = 0,
         output: Callable[[Any], Any] | None = None,
         call: Callable[[Any, Any], Any] | None = None,
+        budget: float | None = None,
+        of: Counted = "parameters",
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         check_functions("EmbeddingPruner", output=output, call=call)
+        check_sizes(widths, budget, of)
+        self.sizes = size_asked_for(widths, budget, of)
+        if criteria is not None and self.sizes is not None:
+            raise InputError(
+                "criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two."
+            )
         if not isinstance(calibration_samples, int) or calibration_samples < 1:
             raise InputError(
                 f"EmbeddingPruner(calibration_samples=…) must be a positive integer, got {calibration_samples!r}."
@@ -114,8 +133,8 @@ class EmbeddingPruner(_trainer.Callback):
             raise InputError(f"EmbeddingPruner(rate_factor=…) must be above 0 and at most 1, got {rate_factor!r}.")
         self.given_criteria = criteria
         self._criteria = criteria or Criteria()
-        self.tolerance = tolerance or Tolerance()
-        self.when = when if isinstance(when, When) else After(when)
+        self.tolerance = tolerance or (Tolerance() if self.sizes is None else None)
+        self.when = when if isinstance(when, When) else self._when(when)
         self.calibration_samples = calibration_samples
         self.calibration_mib = calibration_mib
         self.checkpoint_mib = checkpoint_mib
@@ -124,6 +143,11 @@ class EmbeddingPruner(_trainer.Callback):
         self.output, self.call = output, call
         self.records: list[Record] = []
         self._begin()
+
+    def _when(self, start: float | None) -> When:
+        if self.sizes is None:
+            return After(0.5 if start is None else start)
+        return Once(0.1 if start is None else start)
 
     def _begin(self) -> None:
         self._tapes: list[Tape] = []
@@ -313,8 +337,10 @@ class EmbeddingPruner(_trainer.Callback):
                     pl_module,
                     fit,
                     decide,
-                    criteria=self.criteria,
+                    criteria=self.criteria if self.sizes is None else None,
                     tolerance=self.tolerance,
+                    sizes=self.sizes,
+                    anew=self.sizes is not None,  # after a deep cut the old second moments are too large
                     seed=1_000_003 * self.seed + trainer.global_step,
                     optimizers=trainer.optimizers,
                     copies=copies,

@@ -66,29 +66,15 @@ class After(When):
 
     def __init__(self, start: int | float = 0.5, every_n_epochs: int = 1) -> None:  # noqa: PYI041  # LightningCLI would turn an epoch into a float
         name = type(self).__name__
-        if isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0:
-            raise InputError(f"{name}(start=…) must be a share of training or an epoch, got {start!r}.")
-        if isinstance(start, float) and start >= 1.0:
-            raise InputError(
-                f"{name}(start={start}) as a float is a share of the planned training and must be below 1; "
-                "give an int for an epoch."
-            )
+        self.first = check_start(name, start)
         _positive(f"{name}(every_n_epochs=…)", every_n_epochs)
-        self.first, self.every_n_epochs = start, every_n_epochs
+        self.every_n_epochs = every_n_epochs
         self._epoch = 0
 
     def start(self, trainer: Any, pl_module: Any) -> None:
         """Resolve the share against the planned end."""
         name, planned = type(self).__name__, _trainer.planned_epochs(trainer, pl_module)
-        if isinstance(self.first, float):
-            if planned is None:
-                raise InputError(
-                    f"{name}(start={self.first}) is a share of the planned training, but this Trainer has no "
-                    "planned end; give an int, the epoch from which on to merge."
-                )
-            self._epoch = min(round(self.first * planned), math.ceil(planned) - 1)
-        else:
-            self._epoch = self.first
+        self._epoch = first_epoch(name, self.first, planned)
         if planned is not None and self._epoch >= planned and not trainer.fast_dev_run:
             raise InputError(
                 f"{name}(start={self.first}) begins at epoch {self._epoch}, past the end of a training "
@@ -106,6 +92,68 @@ class After(When):
         """Whether this epoch is one of those."""
         del pl_module
         return self._due(trainer.current_epoch)
+
+
+class Once(When):
+    """Once, at some point of the training: what to cut a network with to a size, early, so that the rest is cheaper.
+
+    Args:
+        start: a share of the planned training (float in 0..1) or an epoch (int), from the second epoch on. With no
+            planned end an int is needed.
+
+    Raises:
+        InputError: as `After`.
+
+    >>> Once(3).first
+    3
+    """
+
+    def __init__(self, start: int | float = 0.1) -> None:  # noqa: PYI041  # LightningCLI would turn an epoch into a float
+        self.first = check_start("Once", start)
+        self._epoch = 0
+
+    def start(self, trainer: Any, pl_module: Any) -> None:
+        """Resolve the share against the planned end."""
+        planned = _trainer.planned_epochs(trainer, pl_module)
+        self._epoch = max(1, first_epoch("Once", self.first, planned))
+        if planned is not None and planned <= 1 and not trainer.fast_dev_run:
+            raise InputError(
+                f"Once(start={self.first}) merges at the start of an epoch, on what the one before has recorded, but "
+                "this Trainer plans a single epoch; cut the network before the training with lightning_embed.prune."
+            )
+
+    def soon(self, trainer: Any) -> bool:
+        """Whether the next epoch is the one."""
+        return bool(trainer.current_epoch + 1 == self._epoch)
+
+    def __call__(self, trainer: Any, pl_module: Any) -> bool:
+        """Whether this epoch is the one."""
+        del pl_module
+        return bool(trainer.current_epoch == self._epoch)
+
+
+def check_start(name: str, start: Any) -> int | float:
+    """Refuse what is no point of a training."""
+    if isinstance(start, bool) or not isinstance(start, (int, float)) or not start >= 0:
+        raise InputError(f"{name}(start=…) must be a share of training or an epoch, got {start!r}.")
+    if isinstance(start, float) and start >= 1.0:
+        raise InputError(
+            f"{name}(start={start}) as a float is a share of the planned training and must be below 1; "
+            "give an int for an epoch."
+        )
+    return start
+
+
+def first_epoch(name: str, start: float, planned: float | None) -> int:
+    """The epoch that a share or a number stands for."""
+    if not isinstance(start, float):
+        return start
+    if planned is None:
+        raise InputError(
+            f"{name}(start={start}) is a share of the planned training, but this Trainer has no planned end; give an "
+            "int, the epoch from which on to merge."
+        )
+    return min(round(start * planned), math.ceil(planned) - 1)
 
 
 class NearEnd(When):
@@ -318,4 +366,4 @@ def _share(name: str, value: Any) -> None:
         raise InputError(f"{name} must be a number from 0 to 1, got {value!r}.")
 
 
-__all__ = ["After", "NearCriticalPoint", "NearEnd", "OnPlateau", "When"]
+__all__ = ["After", "NearCriticalPoint", "NearEnd", "OnPlateau", "Once", "When"]

@@ -74,10 +74,15 @@ def apply(
 
 
 def settle(
-    attachment: Attachment, applied: Applied, optimizers: Iterable[torch.optim.Optimizer], record: Record
+    attachment: Attachment,
+    applied: Applied,
+    optimizers: Iterable[torch.optim.Optimizer],
+    record: Record,
+    *,
+    anew: bool = False,
 ) -> None:
-    """Make a step final: the optimizers follow, the model's history tells of it."""
-    remap_optimizers(optimizers, applied.moves)
+    """Make a step final: the optimizers follow (see `remap_optimizers`), the model's history tells of it."""
+    remap_optimizers(optimizers, applied.moves, anew=anew)
     attachment.history.append(record.to_dict())
     hooked = sum(bool(move.old is not None and _has_hooks(move.old)) for move in applied.moves)
     if hooked:

@@ -131,16 +131,25 @@ class Fresh:
 ParameterMove = Sliced | Whole | Fresh
 
 
-def remap_optimizers(optimizers: Iterable[torch.optim.Optimizer], moves: Iterable[ParameterMove]) -> None:
+def remap_optimizers(
+    optimizers: Iterable[torch.optim.Optimizer], moves: Iterable[ParameterMove], *, anew: bool = False
+) -> None:
     """Let optimizers hold the new parameters in the places of the old ones, with their state.
 
     Objects, groups, their order and hyper-parameters stay; a group may become empty. A parameter that no optimizer
     holds is passed over. Flat states (LBFGS) are cleared, because they mix all parameters.
+
+    Args:
+        optimizers: edited in place.
+        moves: where every parameter went.
+        anew: whether the state of the new parameters begins anew, as in a new optimizer; else it is carried over.
     """
     moves = list(moves)
     for optimizer in optimizers:
         for move in moves:
             _remap(optimizer, move)
+            if anew and move.new is not None:
+                optimizer.state.pop(move.new, None)
         if moves:
             clear_flat_state(optimizer)
 

@@ -58,6 +58,7 @@ class Event:
         settle_norms: where the running statistics of batch norms lag, re-estimate them on the fitting data first, if
             they hold on the deciding data too; taken back where nothing is merged.
         graph: what was observed of the model on the fitting tapes, if it was already.
+        anew: whether the optimizers' state of what is changed begins anew.
         original: a copy of the model as it is, where the outputs are to be matched in the end (see `match_outputs`).
     """
 
@@ -73,6 +74,7 @@ class Event:
     settle_norms: bool = False
     graph: Graph | None = None
     original: nn.Module | None = None
+    anew: bool = False
 
     @property
     def when(self) -> dict[str, Any]:
@@ -411,7 +413,7 @@ class Bench:
     def _keep(self, step: Step, applied: Applied, effect: Effect, parameters: tuple[int, int]) -> None:
         """Make a step that was carried out final."""
         record = self._note(step, effect, "", parameters)
-        settle(self.attachment, applied, self.event.optimizers, record)
+        settle(self.attachment, applied, self.event.optimizers, record, anew=self.event.anew)
         self._let_copies_follow(step, record)
         self.steps.append(step)
 

@@ -59,6 +59,7 @@ def merge(
     settle_norms: bool = False,
     graph: Graph | None = None,
     original: nn.Module | None = None,
+    anew: bool = False,
 ) -> Merged:
     """Merge what the criteria nominate and the tolerance allows, in place.
 
@@ -83,6 +84,7 @@ def merge(
             they hold on the deciding data too; taken back where nothing is merged.
         graph: what was observed of the model on the fitting tapes, if it was already.
         original: a copy of the model, where its outputs are to be matched in the end (see `match_outputs`).
+        anew: whether the optimizers' state of what is changed begins anew, in place of being carried over.
 
     Returns:
         What was done; see `Merged`.
@@ -90,7 +92,9 @@ def merge(
     Raises:
         InputError: the sizes cannot be had, the outputs are not finite; nothing is changed then.
     """
-    event = Event(model, fit, decide, tolerance, seed, optimizers, copies, epoch, step, settle_norms, graph, original)
+    event = Event(
+        model, fit, decide, tolerance, seed, optimizers, copies, epoch, step, settle_norms, graph, original, anew
+    )
     bench = Bench(event)
     nominating = (Null(),) if criteria is None else criteria.chosen()
     try:

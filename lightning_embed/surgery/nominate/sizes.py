@@ -95,3 +95,10 @@ class Share:
 
 
 Sizes = Widths | Share
+
+
+def size_asked_for(widths: Mapping[str, int] | None, budget: float | None, of: Counted) -> Sizes | None:
+    """What a user's arguments ask for; a budget is dealt out."""
+    if widths is not None:
+        return Widths(widths)
+    return None if budget is None else Share(budget, of)

@@ -51,7 +51,8 @@ class EmbeddingMonitor(Callback):
       gradient, the papers' criterion of a critical point (both unscaled and before clipping).
 
     At the end of every epoch, on its last sampled batch: `width/cosine/<layer>` and `width/span/<layer>`, the neurons
-    that the two criteria would keep, and `width`, the number of neurons in all hidden layers.
+    that the two criteria would keep, `width`, the number of neurons in all hidden layers, and `non_affine/<layer>`, the
+    share of what a layer passes on that is not affine in its input (see `statistics.non_affine_share`).
 
     Two more are measured where they are asked for, as they cost more than a step. With `splitting_loss`, on every
     sampled step, `splitting/<layer>`: the least splitting curvature of a layer's neurons
@@ -270,10 +271,13 @@ class EmbeddingMonitor(Callback):
         metrics = {"depth": float(found.depth)}
         if widths:
             metrics["width"] = float(sum(one.width for one in found.layers))
-            kept = [(f"width/cosine/{one.layer}", one.width_cosine) for one in found.layers]
+            kept: list[tuple[str, float | None]] = [
+                (f"width/cosine/{one.layer}", one.width_cosine) for one in found.layers
+            ]
             kept += [(f"width/span/{one.layer}", one.width_span) for one in found.layers]
             kept += [(f"width/{name}/{one.layer}", width) for one in found.layers for name, width in one.widths.items()]
-            return metrics | {name: float(width) for name, width in kept if width is not None}
+            kept += [(f"non_affine/{one.layer}", one.non_affine) for one in found.layers]
+            return metrics | {name: float(value) for name, value in kept if value is not None and not math.isnan(value)}
         if self.criteria.linearization is not None:
             metrics["linear_layers"] = float(found.linear_layers(self.criteria.linearization))
         return metrics | {f"mpc/{one.layer}": one.mpc for one in found.layers if one.mpc is not None}

@@ -166,6 +166,7 @@ def _measured(history: History) -> list[dict[str, Any]]:
                 "width": f"{one.width:,}",
                 "constant": one.constant or "",
                 "mpc": mpc,
+                "non_affine": "" if one.non_affine is None or math.isnan(one.non_affine) else f"{one.non_affine:.3f}",
                 **{name: "" if width is None else f"{width:,}" for name, width in kept.items()},
             }
         )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_embed.statistics.affine import AffineFit, affine_fit, affine_fit_of_moments, tangent_fit
+from lightning_embed.statistics.bypass import non_affine_share
 from lightning_embed.statistics.cka import linear_cka
 from lightning_embed.statistics.condensation import (
     amplitudes,
@@ -50,6 +51,7 @@ __all__ = [
     "minimal_pearson_correlation",
     "mpc_of_moments",
     "named_gradients",
+    "non_affine_share",
     "pearson_correlation",
     "pearson_of_moments",
     "reconstruct",

@@ -30,12 +30,15 @@ class Features:
             the outputs.
         readers: for each of them, who reads it.
         input_power: mean square of the first producer's inputs, shape (fan_in,); empty where it was not asked for.
+        inputs: what the first producer reads, shape (rows, fan_in), row by row that of which the outputs are made; None
+            where it was not asked for, or for a convolution, which reads several positions for each.
     """
 
     outputs: Mapping[str, Tensor]
     posts: tuple[Tensor, ...]
     readers: tuple[tuple[str, ...], ...]
     input_power: Tensor
+    inputs: Tensor | None = None
 
     @property
     def pre(self) -> Tensor:
@@ -182,12 +185,17 @@ def collect_moments(model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequ
 
 
 def collect_features(
-    model: nn.Module, layers: Sequence[HiddenLayer], tapes: Sequence[Tape], *, power: bool = True
+    model: nn.Module,
+    layers: Sequence[HiddenLayer],
+    tapes: Sequence[Tape],
+    *,
+    power: bool = True,
+    inputs: bool = False,
 ) -> dict[str, Features]:
     """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
     cap = rows_per_call(tapes)
     collector = Collector(model)
-    gathering = [_Gathering(collector, layer, cap, power=power) for layer in layers]
+    gathering = [_Gathering(collector, layer, cap, power=power, inputs=inputs) for layer in layers]
     collector.run(tapes)
     return {one.layer.name: one.features() for one in gathering if one.complete}
 
@@ -195,11 +203,13 @@ def collect_features(
 class _Gathering:
     """What a collector gathers for the features of one layer."""
 
-    def __init__(self, collector: Collector, layer: HiddenLayer, cap: int, *, power: bool) -> None:
+    def __init__(self, collector: Collector, layer: HiddenLayer, cap: int, *, power: bool, inputs: bool) -> None:
         self.layer = layer
         first, layout = next(iter(layer.producers.items()))
-        inputs = Layout(layout.dim)
-        self.power = collector.reads(first, lambda read: _square_sum(thinned(read, cap, inputs))) if power else []
+        given = Layout(layout.dim)
+        self.power = collector.reads(first, lambda read: _square_sum(thinned(read, cap, given))) if power else []
+        rowwise = inputs and layout.dim == -1 and len(layer.producers) == 1
+        self.inputs = collector.reads(first, lambda read: thinned(read, cap, given)) if rowwise else []
         self.made = {
             name: collector.puts_out(name, lambda output, where=where: thinned(output, cap, where))  # type: ignore[misc]  # bound now
             for name, where in layer.producers.items()
@@ -232,6 +242,7 @@ class _Gathering:
             posts=tuple(posts),
             readers=tuple(map(tuple, readers)),
             input_power=torch.stack(squares).sum(dim=0) / torch.stack(rows).sum() if squares else torch.empty(0),
+            inputs=_joined(self.inputs) if self.inputs else None,
         )
 
 

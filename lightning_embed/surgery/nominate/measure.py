@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_embed.graph import Graph, HiddenLayer, is_layer, is_sharded, legend
-from lightning_embed.statistics import Moments, cosine_groups, mpc_of_moments
+from lightning_embed.statistics import Moments, cosine_groups, mpc_of_moments, non_affine_share
 from lightning_embed.surgery.change.edit import parameter_count, submodule
 from lightning_embed.surgery.nominate.amplitude import Amplitude
 from lightning_embed.surgery.nominate.condensation import Condensation
@@ -42,6 +42,9 @@ class LayerMeasurement:
         merge_neurons: why neurons may not be merged; None when they may.
         merge_layer: why the layer may not be removed; None when it may.
         producers: names of all layers that make its neurons; several where they are tied, as by a gate.
+        non_affine: share of what the layer passes on that is not affine in its input, on samples that the fit has not
+            seen (see `lightning_embed.statistics.non_affine_share`); None where pooling or other layers come in, and
+            for convolutions.
         widths: neurons that other criteria would keep, by their names: "amplitude", whose others are left out of `mpc`
             and `width_cosine`, and those of the user's own.
     """
@@ -55,6 +58,7 @@ class LayerMeasurement:
     merge_neurons: str | None = None
     merge_layer: str | None = None
     producers: tuple[str, ...] = ()
+    non_affine: float | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -92,6 +96,7 @@ class Measurement:
                 one.width,
                 one.constant or "",
                 "" if one.mpc is None else "constant" if math.isnan(one.mpc) else f"{one.mpc:.4f}",
+                "" if one.non_affine is None or math.isnan(one.non_affine) else f"{one.non_affine:.3f}",
                 "" if one.width_cosine is None else one.width_cosine,
                 "" if one.width_span is None else one.width_span,
                 one.merge_neurons or "yes",
@@ -104,6 +109,7 @@ class Measurement:
             "width",
             "constant",
             "MPC",
+            "non-affine",
             "width/cosine",
             "width/span",
             "neurons may merge",
@@ -127,7 +133,7 @@ class Measurement:
 def measure_layers(model: nn.Module, graph: Graph, tapes: Sequence[Tape], criteria: Criteria) -> Measurement:
     """Measure every hidden layer of a graph on tapes."""
     layers = list(graph.layers)
-    features = collect_features(model, layers, tapes, power=False) if layers else {}
+    features = collect_features(model, layers, tapes, power=False, inputs=True) if layers else {}
     measured = []
     for layer in layers:
         if layer.name in features:
@@ -149,15 +155,31 @@ def _layer_of_view(view: LayerView, criteria: Criteria) -> LayerMeasurement:
         if criteria.condensation is not None and vectors is not None:
             kept = [rows[large] for rows in vectors]
             widths[Condensation.name] = len(cosine_groups(kept, criteria.condensation, absolute=view.layer.odd))
-    return _layer(view.layer, moments, paired=seen.paired, widths=widths)
+    return replace(_layer(view.layer, moments, paired=seen.paired, widths=widths), non_affine=_non_affine(view))
+
+
+def _non_affine(view: LayerView) -> float | None:
+    seen = view.features
+    weights = _weights_at_hand(view)
+    if not seen.paired or seen.inputs is None or len(seen.inputs) != len(seen.post) or not weights or not seen.finite:
+        return None
+    if not bool(torch.isfinite(seen.inputs).all()):
+        return None
+    passed_on = [post.double() @ rows.T.double() for post, rows in zip(seen.posts, view.consumer_weights, strict=True)]
+    return float(non_affine_share(seen.inputs, torch.cat(passed_on, dim=1)))
+
+
+def _weights_at_hand(view: LayerView) -> bool:
+    """Whether all weights are in this process, and finite."""
+    modules = [submodule(view.model, name) for name in (*view.layer.producers, *view.layer.reads)]
+    return not any(map(is_sharded, modules)) and all(
+        bool(torch.isfinite(weight).all()) for weight in view.consumer_weights
+    )
 
 
 def _kept_widths(view: LayerView, criteria: Criteria) -> dict[str, int]:
     """How many neurons each criterion would keep; none where no weight is at hand, or values are not finite."""
-    modules = [submodule(view.model, name) for name in (*view.layer.producers, *view.layer.reads)]
-    if any(map(is_sharded, modules)) or not view.features.finite:
-        return {}
-    if not all(bool(torch.isfinite(weight).all()) for weight in view.consumer_weights):
+    if not view.features.finite or not _weights_at_hand(view):
         return {}
     kept = {criterion.name: criterion.kept_width(view) for criterion in criteria.chosen()}
     return {name: width for name, width in kept.items() if width is not None}

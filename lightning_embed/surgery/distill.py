@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.surgery.decide.check import as_rows
+from lightning_embed.surgery.decide.scale import as_rows
 from lightning_embed.tape import Tape, record, replay
 from lightning_embed.tape.tree import tensors_of
 

@@ -225,7 +225,7 @@ class _Task:
                     refusals.append(error)
         if not runs:
             raise refusals[0]
-        check = Check(self.model, self.decide, None)
+        check = Check(self.model, self.decide, None, self.graph.layers)
         reached = [run for run in runs if not _missed(run[1])]
         return min(reached or runs, key=lambda run: check.effect(run[0]).change)
 
@@ -234,7 +234,7 @@ class _Task:
     def matched(self, pruned: nn.Module, merged: Merged) -> Merged:
         """Match the outputs of a merged copy to those of the model."""
         found = (
-            matched(pruned, self.model, self.fit, Check(self.model, self.decide, self.tolerance))
+            matched(pruned, self.model, self.fit, Check(self.model, self.decide, self.tolerance, self.graph.layers))
             if merged.plan
             else None
         )

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_embed.errors import InputError, ReplayError
-from lightning_embed.graph import Reason
+from lightning_embed.graph import HiddenLayer, Reason
 from lightning_embed.surgery.change.edit import Edits
 from lightning_embed.surgery.collect import Collector
+from lightning_embed.surgery.decide.scale import Scale, outputs_of, relative, still_outputs
 from lightning_embed.surgery.decide.tolerance import Tolerance
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import modules_by_name, preserved, set_modes
+
+SHOWN = 4  # columns that a reason names
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Effect:
     """What a changed model does to the outputs (see `Tolerance`), or why it failed.
 
     The metric is None where it is not asked for, or where the other bounds refuse already. `error` is the standard
-    error of the change, over the samples that decide.
+    error of the change, over the samples that decide; `where` the output and the columns that change most, in words.
     """
 
     change: float
@@ -33,6 +36,7 @@ class Effect:
     failure: str = ""
     metric: tuple[float, float] | None = None
     error: float = 0.0
+    where: str = ""
 
     @property
     def fall(self) -> float:
@@ -43,22 +47,39 @@ class Effect:
 class Check:
     """The outputs of a model on the deciding tapes, as they are now, to compare the changed model with.
 
-    change = ‖f′ − f‖_F / ‖f − mean f‖_F with the mean over samples; of several output tensors the worst counts.
-    It replays on the plain model, with no hooks. Part of the check is that every parameter that gets a gradient now
-    still gets one (or is gone).
+    change = ‖f′ − f‖_F / ‖f − mean f‖_F with the mean over samples; of several output tensors, and of columns in
+    different units, the worst counts (see `Scale`). It replays on the plain model, with no hooks. Part of the check is
+    that every parameter that gets a gradient now still gets one (or is gone).
+
+    Args:
+        model: as it is now.
+        tapes: on which outputs are compared.
+        tolerance: the bounds; None allows everything that runs.
+        layers: hidden layers of the model, so that what they cannot change does not count; none if it is not known.
 
     Raises:
         InputError: the outputs are not finite, there is no floating-point output, or the tolerance's metric fails.
     """
 
-    def __init__(self, model: nn.Module, tapes: Sequence[Tape], tolerance: Tolerance | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tapes: Sequence[Tape],
+        tolerance: Tolerance | None,
+        layers: Sequence[HiddenLayer] = (),
+    ) -> None:
         self._tapes = tapes
         self._tolerance = tolerance
         self._outputs = outputs_of(model, self._tapes)
         self._trained = self._with_gradient(model)
         if not self._outputs:
             raise InputError("The calibration calls return no floating-point tensor; say which with output=.")
-        if not all(bool(torch.isfinite(one).all()) for one in self._outputs):
+        still = still_outputs(model, layers, self._tapes) if layers else None
+        alike = still is not None and [one.shape for one in still] == [one.shape for one in self._outputs]
+        beside: Sequence[Tensor | None] = still if still is not None and alike else [None] * len(self._outputs)
+        scales = [Scale.of(output, held) for output, held in zip(self._outputs, beside, strict=True)]
+        self._scales = [scale for scale in scales if scale is not None]
+        if len(self._scales) < len(scales):
             raise InputError(
                 "The model's outputs on the calibration data hold NaN or infinite values, so no merge can be checked; "
                 "look at the data and at the weights."
@@ -81,18 +102,23 @@ class Check:
         if not self._alike(outputs):
             return Effect(math.nan, math.nan, "the shapes of the outputs change")
         lost &= {name for name, _ in model.named_parameters()}
-        change, error = self._largest(outputs)
+        change, error, where = self._largest(outputs)
         scores = [(old, new) for old, new in zip(self._outputs, outputs, strict=True) if old.shape[1] > 1]
         agreement = min(((o.argmax(1) == n.argmax(1)).double().mean().item() for o, n in scores), default=math.nan)
         if lost:
             return Effect(change, agreement, f"{', '.join(sorted(lost))} would get no gradient any more", error=error)
-        return self._with_metric(model, Effect(change, agreement, error=error))
+        return self._with_metric(model, Effect(change, agreement, error=error, where=where))
 
     @property
     def spread(self) -> float:
         """‖f − mean f‖² of all outputs together, per sample."""
-        squares = sum(float((output - output.mean(dim=0)).square().sum()) for output in self._outputs)
-        return squares / max(1, sum(tape.samples for tape in self._tapes))
+        squares = sum(float(scale.deviation.square().sum()) for scale in self._scales)
+        return squares / max(1, self._samples)
+
+    @property
+    def squares(self) -> list[Tensor]:
+        """For every output and column the squared spread by which a squared change is divided."""
+        return [scale.squares for scale in self._scales]
 
     def change(self, model: nn.Module) -> float:
         """The change alone, with no look at gradients; infinite where the calls fail."""
@@ -105,12 +131,20 @@ class Check:
     def _alike(self, outputs: Sequence[Tensor]) -> bool:
         return [one.shape for one in outputs] == [one.shape for one in self._outputs]
 
-    def _largest(self, outputs: Sequence[Tensor]) -> tuple[float, float]:
-        """The largest change of an output, and its standard error."""
-        samples = sum(tape.samples for tape in self._tapes)
-        changes = [_change(old, new) for old, new in zip(self._outputs, outputs, strict=True)]
-        worst = max(range(len(changes)), key=lambda place: changes[place])
-        return changes[worst], _standard_error(self._outputs[worst], outputs[worst], samples)
+    @property
+    def _samples(self) -> int:
+        return sum(tape.samples for tape in self._tapes)
+
+    def _largest(self, outputs: Sequence[Tensor]) -> tuple[float, float, str]:
+        """The largest change, its standard error, and where it is, in words, if there are several places."""
+        found = [scale.change(new, self._samples) for scale, new in zip(self._scales, outputs, strict=True)]
+        worst = max(range(len(found)), key=lambda place: found[place][0])
+        change, error, columns = found[worst]
+        where = f" in output {worst}" if len(found) > 1 else ""
+        if len(self._scales[worst].groups) > 1:
+            numbers = ", ".join(map(str, columns[:SHOWN].tolist())) + ("…" if len(columns) > SHOWN else "")
+            where += f" in column{'s' * (len(columns) > 1)} {numbers}"
+        return change, error, where
 
     def refusal(self, effect: Effect) -> str:
         """Why an effect is not allowed; empty when it is."""
@@ -121,7 +155,7 @@ class Check:
         if effect.change == math.inf:
             return "change inf: an output overflows, or one changes that is constant on the deciding data"
         if not effect.change <= self._tolerance.change:
-            return f"change {effect.change:.4g} > {self._tolerance.change:g}"
+            return f"change {effect.change:.4g} > {self._tolerance.change:g}{effect.where}"
         if not effect.change + effect.error <= self._tolerance.change:
             return f"change {effect.change:.4g} ± {effect.error:.2g} on few samples may be > {self._tolerance.change:g}"
         if effect.metric is not None:
@@ -165,17 +199,6 @@ def _measured(model: nn.Module, metric: Callable[[nn.Module], float]) -> float:
     return float(number)
 
 
-def outputs_of(model: nn.Module, tapes: Sequence[Tape]) -> list[Tensor]:
-    """Outputs over all tapes, one (samples, columns) matrix in float64 for every output and number of columns."""
-    columns: dict[tuple[int, int], list[Tensor]] = {}
-    for tape in tapes:
-        for place, output in enumerate(replay(model, tape)):
-            if output.is_floating_point() and output.numel():
-                rows = as_rows(output)
-                columns.setdefault((place, rows.shape[1]), []).append(rows)
-    return [torch.cat(parts) for parts in columns.values()]
-
-
 def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
     """Why eval mode cannot be trusted yet: running statistics that are far from those of the calibration data.
 
@@ -195,7 +218,8 @@ def batch_norm_lag(model: nn.Module, tapes: Sequence[Tape]) -> Reason | None:
         anew = outputs_of(model, tapes)
     finally:
         settled.undo()
-    worst = max((_change(old, new) for old, new in zip(outputs, anew, strict=True)), default=0.0)
+    pairs = zip(outputs, anew, strict=True)
+    worst = max((relative(new - old, old - old.mean(dim=0)) for old, new in pairs), default=0.0)
     bound = min(1.0, 3.0 * math.sqrt(len(norms) / max(tape.samples for tape in tapes)))
     if worst <= bound:
         return None
@@ -267,33 +291,3 @@ def _statistics(
 
 def _running(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.running_mean is not None and norm.running_var is not None
-
-
-def as_rows(output: Tensor) -> Tensor:
-    """An output as (samples, columns) in float64."""
-    return (output.reshape(-1, output.shape[-1]) if output.dim() > 1 else output.reshape(-1, 1)).double()
-
-
-def _standard_error(old: Tensor, new: Tensor, samples: int) -> float:
-    r"""Standard error of the change, which is the root of a ratio of two means over samples; 0 where nothing differs.
-
-    With $d_i = \lVert f'_i - f_i \rVert^2$, $s_i = \lVert f_i - \bar f \rVert^2$ and $R = \sum d / \sum s$ the change
-    is $\sqrt R$, and its error $\mathrm{sd}(d - R s) / (2 \sqrt{n R}\, \bar s)$.
-    """
-    rows = len(old)
-    apart = samples if samples and rows % samples == 0 else rows  # positions of one sample belong together
-    difference = (new - old).square().sum(dim=1).reshape(apart, -1).sum(dim=1)
-    spread = (old - old.mean(dim=0)).square().sum(dim=1).reshape(apart, -1).sum(dim=1)
-    if apart < 2 or not float(spread.sum()) > 0 or not float(difference.sum()) > 0:
-        return 0.0
-    ratio = difference.sum() / spread.sum()
-    deviation = (difference - ratio * spread).std()
-    return float(deviation / (2 * (apart * ratio).sqrt() * spread.mean()))
-
-
-def _change(old: Tensor, new: Tensor) -> float:
-    difference = torch.linalg.vector_norm(new - old).item()
-    scale = torch.linalg.vector_norm(old - old.mean(dim=0)).item()
-    if difference == 0.0:
-        return 0.0
-    return difference / scale if scale > 0.0 else math.inf

@@ -138,7 +138,7 @@ class Bench:
         self._derived = False
         self._lag, self._settled = settled_lag(event.model, event.fit, event.decide, settle=event.settle_norms)
         try:
-            self._check = Check(event.model, event.decide, event.tolerance)
+            self._check = Check(event.model, event.decide, event.tolerance, self.graph.layers)
         except InputError:
             if self._settled is not None:
                 self._settled.undo()
@@ -284,6 +284,9 @@ class Bench:
                 return _Trial(done, counts, kept, Effect(math.nan, math.nan), str(error))
             kept = after
             counts.append(parameter_count(self.model))
+        if counts[-1] > counts[0]:  # a factored layer is smaller than the product of its factors
+            larger = f"it would make the network larger: {counts[0]:,} → {counts[-1]:,} parameters"
+            return _Trial(done, counts, kept, Effect(math.nan, math.nan), larger)
         effect = self._check.effect(self.model)
         reason = self._check.refusal(effect)
         correction = self._corrected(effect, kept) if reason and effect.change <= self._worth else None

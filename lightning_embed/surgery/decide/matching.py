@@ -14,6 +14,7 @@ from lightning_embed.graph import is_layer, is_sharded, output_weight
 from lightning_embed.surgery.change.reconstruction import Reconstruction
 from lightning_embed.surgery.change.step import Applied
 from lightning_embed.surgery.decide.check import Check, Effect
+from lightning_embed.surgery.decide.scale import as_rows
 from lightning_embed.surgery.persist.checkpoint import attach
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import modules_by_name
@@ -25,9 +26,9 @@ ROUND = 10  # iterations between two looks at the deciding data
 def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check) -> Reconstruction | None:
     r"""The correction of all layers with which a merged network's outputs are nearest to the original's.
 
-    Minimises $\sum_k \lVert f'_k - f_k \rVert^2 / \lVert f_k - \bar f_k \rVert^2$ over the fitting tapes by full-batch
-    L-BFGS, where $f_k$ are the outputs of the original, in eval mode. Every ten iterations the deciding data are looked
-    at; the weights that change the outputs least there are taken.
+    Minimises $\sum_k \lVert (f'_k - f_k) / s_k \rVert^2$ over the fitting tapes by full-batch L-BFGS, where $f_k$ are
+    the outputs of the original, in eval mode, and $s_k$ the spreads by which a change is divided (see `Scale`). Every
+    ten iterations the deciding data are looked at; the weights that change the outputs least there are taken.
 
     Args:
         model: the merged model; it is left as it is.
@@ -49,9 +50,9 @@ def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], ch
         if (value := getattr(layer, tensor, None)) is not None
     }
     targets = [[output for output in replay(original, tape) if output.is_floating_point()] for tape in fit]
-    scales = _scales(targets)
+    squares = _squares(targets, check)
     with _trained_in_place(list(tensors.values())):
-        values = _descend(model, fit, targets, scales, list(tensors.values()), check)
+        values = _descend(model, fit, targets, squares, list(tensors.values()), check)
     if values is None:
         return None
     moved = {
@@ -116,22 +117,26 @@ def _trainable(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def _scales(targets: Sequence[Sequence[Tensor]]) -> list[float]:
-    """The spread of every output over all tapes, squared; infinite where it is constant, which leaves it out."""
-    count = min(map(len, targets))
-    squares = []
-    for number in range(count):
-        rows = torch.cat([outputs[number].double().reshape(len(outputs[number]), -1) for outputs in targets])
-        spread = float((rows - rows.mean(dim=0)).square().sum())
-        squares.append(spread or math.inf)
-    return squares
+def _squares(targets: Sequence[Sequence[Tensor]], check: Check) -> list[Tensor]:
+    """By what the squared error of every output is divided, column by column (see `Scale`)."""
+    known = check.squares
+    columns = [as_rows(output).shape[1] for output in targets[0]]
+    if [len(square) for square in known] == columns:
+        return known
+    # the tapes differ in what they put out: each output as a whole
+    whole = []
+    for number in range(min(map(len, targets))):
+        deviation = [output.double() - output.double().mean() for output in (outputs[number] for outputs in targets)]
+        square = sum(float(part[torch.isfinite(part)].square().sum()) for part in deviation)
+        whole.append(torch.tensor(square or math.inf))
+    return whole
 
 
 def _descend(
     model: nn.Module,
     fit: Sequence[Tape],
     targets: Sequence[Sequence[Tensor]],
-    scales: Sequence[float],
+    squares: Sequence[Tensor],
     tensors: list[Tensor],
     check: Check,
 ) -> list[Tensor] | None:
@@ -144,8 +149,8 @@ def _descend(
         for tape, wanted in zip(fit, targets, strict=True):
             outputs = [output for output in replay(model, tape, grad=True) if output.is_floating_point()]
             parts = [
-                (now - was).double().square().sum() / scale
-                for now, was, scale in zip(outputs, wanted, scales, strict=False)
+                (_difference(now, was).square().sum(dim=0) / square.to(now.device)).sum()
+                for now, was, square in zip(outputs, wanted, squares, strict=False)
                 if now.requires_grad
             ]
             if parts:
@@ -162,6 +167,12 @@ def _descend(
             break
         least, best = change, [tensor.detach().clone() for tensor in tensors]
     return best
+
+
+def _difference(now: Tensor, was: Tensor) -> Tensor:
+    """What is missing, as (rows, columns); nothing where an output is infinite, as it stays so."""
+    there = torch.isfinite(was)
+    return as_rows(now.masked_fill(~there, 0.0)) - as_rows(was.masked_fill(~there, 0.0))
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def merge_layers(bench: Bench, criteria: Sequence[Criterion], names: Container[s
     event = bench.event
     looking = any(criterion.gradients for criterion in criteria)
     gradients = output_gradients(bench.model, layers, event.fit, seed=event.seed) if looking else {}
-    probe = Check(bench.model, event.fit, None)
+    probe = Check(bench.model, event.fit, None, bench.graph.layers)
     ranked: list[tuple[float, LayerMerge, Identity]] = []
     for layer in layers:
         for criterion in criteria:

@@ -21,7 +21,8 @@ class Tolerance:
     Args:
         change: bound of ‖f′ − f‖_F / ‖f − mean f‖_F, where f are the outputs of the network as it was at the
             start and f′ the present ones; the standard error over the samples that decide counts on top of it. Of
-            several output tensors the worst counts. `math.inf` leaves the decision
+            several output tensors, and of columns in different units, the worst counts, and what no merge can change
+            (masks, offsets computed from the inputs alone) does not count in f. `math.inf` leaves the decision
             to the other bounds.
         agreement: least share of samples on which the arg-max over the last dimension stays the same; None where
             the outputs are no scores of classes.

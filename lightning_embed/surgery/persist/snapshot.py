@@ -17,7 +17,7 @@ from lightning_embed.errors import InputError
 from lightning_embed.graph import Graph, HiddenLayer, is_layer, output_weight
 from lightning_embed.statistics import cosine_groups, cosine_similarity
 from lightning_embed.surgery.change.edit import parameter_count
-from lightning_embed.surgery.decide.check import outputs_of
+from lightning_embed.surgery.decide.scale import outputs_of
 from lightning_embed.surgery.nominate.weights import condensation_vectors
 from lightning_embed.tape import Tape, replay
 from lightning_embed.tape.tape import bind, eager, execute, model_device, modules_by_name, preserved, set_modes

@@ -99,3 +99,26 @@ def test_no_tolerance_no_merge_but_what_is_exact():
         model[0].weight[12:], model[0].bias[12:] = model[0].weight[:8], model[0].bias[:8]
     result = le.prune(model, data(), tolerance=le.Tolerance(change=1e-6))
     assert [one.width for one in result.after.layers] == [12, 20]
+
+
+@pytest.mark.parametrize("wide", [64, 200])
+def test_no_merge_enlarges_the_network(wide):
+    """The product of two factors has more entries than both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(12, wide),
+        nn.ReLU(),
+        nn.Linear(wide, 6, bias=False),
+        nn.Linear(6, wide),
+        nn.ReLU(),
+        nn.Linear(wide, 3),
+    ).double()
+    x = torch.randn(800, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    result = le.prune(model, x, tolerance=le.Tolerance(change=1e-6), match=False)
+    sizes = [one.parameters for one in result.records if one.done]
+    assert all(after <= before for before, after in sizes)
+    assert any(one.layer == "2" and "it would make the network larger" in one.reason for one in result.records)
+    assert result.size[1].parameters <= result.size[0].parameters
+    plan = le.propose(model, x, criteria=le.Criteria(condensation=None, span=None))
+    le.apply(model, plan)  # who asks for it gets it
+    assert sum(one.numel() for one in model.parameters()) > result.size[0].parameters

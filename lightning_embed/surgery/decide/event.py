@@ -285,8 +285,9 @@ class Bench:
             kept = after
             counts.append(parameter_count(self.model))
         if counts[-1] > counts[0]:  # a factored layer is smaller than the product of its factors
-            larger = f"it would make the network larger: {counts[0]:,} → {counts[-1]:,} parameters"
-            return _Trial(done, counts, kept, Effect(math.nan, math.nan), larger)
+            size = f"{counts[0]:,} → {counts[-1]:,} parameters"
+            effect = Effect(math.nan, math.nan, f"it would make the network larger: {size}")
+            return _Trial(done, counts, kept, effect, effect.failure)
         effect = self._check.effect(self.model)
         reason = self._check.refusal(effect)
         correction = self._corrected(effect, kept) if reason and effect.change <= self._worth else None

@@ -50,7 +50,11 @@ def halved(title: str) -> dict[str, Any]:
     """Every site cut to half of its units: what it removes, and how much it changes outputs on other samples."""
     kind = ARCHITECTURES[title]
     net = kind.build()
-    took, result = _seconds(lambda: cut_to_half(kind, net, graph_of(kind, net)))
+    kind.settle(net)
+    graph = graph_of(kind, net)
+    if not halves(graph):
+        return {"removed": 0.0}
+    took, result = _seconds(lambda: cut_to_half(kind, net, graph))
     removed = 1 - parameters(result.model) / parameters(net)
     return {"removed": removed, "change": change_of(kind, net, result.model), "cutting": took}
 
@@ -60,6 +64,8 @@ def planted(title: str) -> dict[str, Any]:
     kind = ARCHITECTURES[title]
     net = kind.build().double()
     graph = graph_of(kind, net)
+    if not halves(graph):
+        return {}
     plant_copies(net, graph)
     kind.settle(net)
     return {"planted": change_of(kind, net, cut_to_half(kind, net, graph).model)}

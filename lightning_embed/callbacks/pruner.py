@@ -18,10 +18,12 @@ from lightning_embed.callbacks.sharing import shared_criteria
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, Once, When
 from lightning_embed.errors import EmbeddingError, InputError
+from lightning_embed.graph import Reason, excluded, is_layer
 from lightning_embed.surgery import Criteria, Record, Tolerance, attach, detach, merge
 from lightning_embed.surgery.nominate.sizes import Counted, check_sizes, size_asked_for
 from lightning_embed.surgery.persist.checkpoint import is_attached
 from lightning_embed.tape import Tape, deal, from_plain, to_plain
+from lightning_embed.tape.tape import modules_by_name
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,9 @@ class EmbeddingPruner(_trainer.Callback):
         budget: share to leave at most of what `of` names, as in `lightning_embed.prune`; in place of criteria.
         of: what the budget counts: "parameters", "flops" or "latency".
         widths: number of neurons to leave in these layers, by name, as in `lightning_embed.prune`.
+        include: the only layers that may be touched, as names or patterns, as in `lightning_embed.prune`. What no
+            optimizer trains is never touched.
+        exclude: layers that are not touched.
 
     Raises:
         InputError: an argument is out of range; at the start, when `when` cannot be met.
@@ -112,6 +117,8 @@ class EmbeddingPruner(_trainer.Callback):
         budget: float | None = None,
         of: Counted = "parameters",
         widths: Mapping[str, int] | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         check_functions("EmbeddingPruner", output=output, call=call)
@@ -140,6 +147,7 @@ class EmbeddingPruner(_trainer.Callback):
         self.checkpoint_mib = checkpoint_mib
         self.rate_factor = rate_factor
         self.seed = seed
+        self.include, self.exclude = include, exclude
         self.output, self.call = output, call
         self.records: list[Record] = []
         self._begin()
@@ -206,6 +214,7 @@ class EmbeddingPruner(_trainer.Callback):
         _trainer.check_optimizers(trainer)
         if self._groups is not None:
             _trainer.rebind_groups(trainer, pl_module, self._groups)
+        excluded(pl_module, self.include, self.exclude)  # names that match nothing are told before training
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Look at the Trainer's plans, and take this process's part of the saved calibration data."""
@@ -340,6 +349,7 @@ class EmbeddingPruner(_trainer.Callback):
                     criteria=self.criteria if self.sizes is None else None,
                     tolerance=self.tolerance,
                     sizes=self.sizes,
+                    left_alone=self._left_alone(trainer, pl_module),
                     anew=self.sizes is not None,  # after a deep cut the old second moments are too large
                     seed=1_000_003 * self.seed + trainer.global_step,
                     optimizers=trainer.optimizers,
@@ -353,6 +363,19 @@ class EmbeddingPruner(_trainer.Callback):
             records = [Record.from_dict(one) for one in history[known:]]  # what was merged before it failed
         event.end(records)
         return records
+
+    def _left_alone(self, trainer: Any, pl_module: Any) -> dict[str, Reason]:
+        """The layers that the user excludes, and those that nothing trains."""
+        trained = {
+            id(one) for optimizer in trainer.optimizers for group in optimizer.param_groups for one in group["params"]
+        }
+        fixed = {
+            name: Reason("not trained")
+            for name, module in modules_by_name(pl_module).items()
+            if is_layer(module)
+            and not all(id(one) in trained and one.requires_grad for one in module.parameters(recurse=False))
+        }
+        return fixed | excluded(pl_module, self.include, self.exclude)
 
     def _note(self, trainer: Any, pl_module: Any, records: Sequence[Record]) -> None:
         """Keep, write down and tell what happened; of what was refused, the latest event's: the run may be long."""

@@ -16,6 +16,7 @@ from lightning_embed.graph.layout import (
     patches,
 )
 from lightning_embed.graph.reasons import REASONS, Reason, legend
+from lightning_embed.graph.selection import Names, excluded, restricted
 
 __all__ = [
     "REASONS",
@@ -24,9 +25,11 @@ __all__ = [
     "Kind",
     "Layer",
     "Layout",
+    "Names",
     "Reason",
     "columns_of",
     "counts",
+    "excluded",
     "from_input_rows",
     "input_dim",
     "input_layout",
@@ -41,6 +44,7 @@ __all__ = [
     "pads_zeros",
     "patches",
     "register_layer",
+    "restricted",
     "rows_text",
     "stored_weight",
 ]

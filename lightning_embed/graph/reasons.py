@@ -47,6 +47,9 @@ REASONS: dict[str, str] = {
     "too few samples": "the calibration data are too few to fit what would replace the merged part; give more",
     "frozen beside trainable": "the layer and its consumer would become one weight, but only one of them is trained; "
     "freeze or unfreeze both",
+    "not trained": "no optimizer of the Trainer holds the weights of the layer or of one that reads it, or they are "
+    "frozen; prune it offline, or train it",
+    "excluded": "exclude= names the layer or one that reads it, or include= leaves it out",
     "no consumer": "some of what is computed from the layer is used by no Linear or convolution that was seen",
     "never called": "the recorded calls do not use it; record a step that does",
 }

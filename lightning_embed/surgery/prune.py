@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import Graph, observe
+from lightning_embed.graph import Graph, Names, Reason, excluded, observe, restricted
 from lightning_embed.surgery.calibration import halves
 from lightning_embed.surgery.change.apply import settle
 from lightning_embed.surgery.change.edit import parameter_count
@@ -103,6 +103,8 @@ def prune(
     of: Counted = "parameters",
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
+    include: Names | None = None,
+    exclude: Names | None = None,
     match: bool = True,
     seed: int = 0,
 ) -> Result:
@@ -129,6 +131,10 @@ def prune(
             of a call on a batch of the data, on the device where the model is; timed in turn with the whole model).
         call: how to run the model on a batch: batch → outputs. It may call `model` in any way.
         output: which tensor(s) of what the call returns are compared.
+        include: the only layers that may be touched: qualified names, patterns ("encoder.*", see `fnmatch`) or modules;
+            of a module all layers in it. All if None.
+        exclude: layers that stay bit for bit, given in the same ways; it wins over `include`. A layer that feeds an
+            excluded one stays as well, as its neurons are columns there.
         match: whether at the end all remaining Linears and convolutions are moved a little, in some forty passes over
             the half that fits, so that the outputs come nearer to the original's (no labels; kept only where the
             deciding half says that it is better). A few passes more than without it; see `distill` for longer work.
@@ -151,11 +157,12 @@ def prune(
     check_sizes(widths, budget, of)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
+    left_alone = excluded(model, include, exclude)
     fit, decide = halves(model, data, call, output, seed)
     looking = criteria or Criteria()
-    graph = observe(copy_of(model), fit)
+    graph = restricted(observe(copy_of(model), fit), left_alone)
     before, was = look(copy_of(model), graph, fit, looking, decide)
-    task = _Task(model, fit, decide, graph, tolerance, seed)
+    task = _Task(model, fit, decide, graph, tolerance, seed, left_alone)
     if budget is not None:
         linear = before.linear_layers(_LINEAR.linearization or 1.0) > 0
         pruned, merged = task.within(budget, of, linear=linear)
@@ -196,6 +203,7 @@ class _Task:
     graph: Graph
     tolerance: Tolerance | None
     seed: int
+    left_alone: Mapping[str, Reason]
 
     def run(self, criteria: Criteria | None, sizes: Sizes | None, *, match: bool = False) -> tuple[nn.Module, Merged]:
         """A merged copy, and what was done to it."""
@@ -210,6 +218,7 @@ class _Task:
             seed=self.seed,
             graph=self.graph,
             original=self.model if match else None,
+            left_alone=self.left_alone,
         )
         return pruned, merged
 
@@ -233,11 +242,8 @@ class _Task:
     @torch.enable_grad()
     def matched(self, pruned: nn.Module, merged: Merged) -> Merged:
         """Match the outputs of a merged copy to those of the model."""
-        found = (
-            matched(pruned, self.model, self.fit, Check(self.model, self.decide, self.tolerance, self.graph.layers))
-            if merged.plan
-            else None
-        )
+        check = Check(self.model, self.decide, self.tolerance, self.graph.layers)
+        found = matched(pruned, self.model, self.fit, check, self.left_alone) if merged.plan else None
         if found is None:
             return merged
         step, applied, effect = found
@@ -293,6 +299,8 @@ def measure(
     criteria: Criteria | None = None,
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
+    include: Names | None = None,
+    exclude: Names | None = None,
     seed: int = 0,
 ) -> Measurement:
     """Measure every hidden layer of a model on data: MPC, width, width/cosine, width/span. Changes nothing.
@@ -303,6 +311,8 @@ def measure(
         criteria: the thresholds at which the kept widths are counted.
         call: as in `prune`.
         output: as in `prune`; a layer that is returned beside the outputs is none of them then.
+        include: as in `prune`.
+        exclude: as in `prune`.
         seed: of the loader's shuffling.
 
     Returns:
@@ -320,7 +330,8 @@ def measure(
     fit, decide = halves(model, data, call, output, seed)
     tapes = [*fit, *decide]
     copied = copy_of(model)
-    return measure_layers(copied, observe(copied, tapes), tapes, criteria or Criteria())
+    graph = restricted(observe(copied, tapes), excluded(model, include, exclude))
+    return measure_layers(copied, graph, tapes, criteria or Criteria())
 
 
 def propose(
@@ -330,6 +341,8 @@ def propose(
     criteria: Criteria | None = None,
     call: Callable[[Any], Any] | None = None,
     output: Callable[[Any], Any] | None = None,
+    include: Names | None = None,
+    exclude: Names | None = None,
     seed: int = 0,
 ) -> Plan:
     """Everything that the criteria nominate, as a plan for `apply`; nothing is changed and nothing is checked.
@@ -340,6 +353,8 @@ def propose(
         criteria: thresholds that nominate.
         call: as in `prune`.
         output: as in `prune`; a layer that is returned beside the outputs is none of them then.
+        include: as in `prune`.
+        exclude: as in `prune`.
         seed: as in `prune`.
 
     Returns:
@@ -355,7 +370,15 @@ def propose(
     _check_types(criteria=criteria, call=call, output=output, seed=seed)
     fit, decide = halves(model, data, call, output, seed)
     tapes = [*fit, *decide]
-    return merge(copy_of(model), tapes, tapes, criteria=criteria or Criteria(), tolerance=None, seed=seed).plan
+    return merge(
+        copy_of(model),
+        tapes,
+        tapes,
+        criteria=criteria or Criteria(),
+        tolerance=None,
+        seed=seed,
+        left_alone=excluded(model, include, exclude),
+    ).plan
 
 
 def look(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_embed.errors import InputError
-from lightning_embed.graph import Graph, HiddenLayer, Reason, observe
+from lightning_embed.graph import Graph, HiddenLayer, Reason, observe, restricted
 from lightning_embed.surgery.change.apply import settle
 from lightning_embed.surgery.change.edit import parameter_count
 from lightning_embed.surgery.change.in_turn import graph_after, in_turn
@@ -59,6 +59,7 @@ class Event:
             they hold on the deciding data too; taken back where nothing is merged.
         graph: what was observed of the model on the fitting tapes, if it was already.
         anew: whether the optimizers' state of what is changed begins anew.
+        left_alone: layers that must not be touched, by name, and why.
         original: a copy of the model as it is, where the outputs are to be matched in the end (see `match_outputs`).
     """
 
@@ -75,6 +76,7 @@ class Event:
     graph: Graph | None = None
     original: nn.Module | None = None
     anew: bool = False
+    left_alone: Mapping[str, Reason] = field(default_factory=dict)
 
     @property
     def when(self) -> dict[str, Any]:
@@ -134,7 +136,8 @@ class Bench:
         self.attachment = attach(event.model)
         self._copies = [(copy, attach(copy)) for copy in event.copies]
         self._known_regions: dict[Any, Any] = {}  # those that a merge elsewhere has not changed
-        self.graph: Graph = event.graph or observe(event.model, event.fit, self._known_regions)
+        seen = event.graph or observe(event.model, event.fit, self._known_regions)
+        self.graph: Graph = restricted(seen, event.left_alone)
         self._derived = False
         self._lag, self._settled = settled_lag(event.model, event.fit, event.decide, settle=event.settle_norms)
         try:
@@ -270,7 +273,7 @@ class Bench:
     def _begin(self) -> None:
         """Look at the model as it is before the first step."""
         if self._original is None:
-            self._original = Original(self.model, self.graph, self.event.fit)
+            self._original = Original(self.model, self.graph, self.event.fit, self.event.left_alone)
             _ = self._targets
 
     def _try(self, steps: Sequence[Step]) -> _Trial:
@@ -299,7 +302,7 @@ class Bench:
         """Match the outputs of the model before the first step, if that is asked for; whether they are more alike."""
         if self.event.original is None or not self.steps:
             return False
-        found = matched(self.model, self.event.original, self.event.fit, self._check)
+        found = matched(self.model, self.event.original, self.event.fit, self._check, self.event.left_alone)
         if found is not None:
             step, applied, effect = found
             size = parameter_count(self.model)
@@ -314,7 +317,8 @@ class Bench:
 
     def observe(self) -> None:
         """Look at the model anew, where its graph was only derived or a layer has gone."""
-        self.graph, self._derived = observe(self.model, self.event.fit, self._known_regions), False
+        seen = observe(self.model, self.event.fit, self._known_regions)
+        self.graph, self._derived = restricted(seen, self.event.left_alone), False
 
     def observe_where_derived(self) -> None:
         """Look at the model anew unless it was."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,7 +23,9 @@ ITERATIONS = 40  # of L-BFGS at most
 ROUND = 10  # iterations between two looks at the deciding data
 
 
-def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check) -> Reconstruction | None:
+def match_outputs(
+    model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check, left_alone: Container[str] = ()
+) -> Reconstruction | None:
     r"""The correction of all layers with which a merged network's outputs are nearest to the original's.
 
     Minimises $\sum_k \lVert (f'_k - f_k) / s_k \rVert^2$ over the fitting tapes by full-batch L-BFGS, where $f_k$ are
@@ -35,12 +37,13 @@ def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], ch
         original: the model before the merges.
         fit: tapes on which the outputs are matched.
         check: tells the change on the deciding data.
+        left_alone: names of layers that are not moved.
 
     Returns:
         A step that corrects weights and biases of Linears and convolutions, with the change before it as evidence; None
         where nothing is better than what is there, or there is nothing to train.
     """
-    layers = _trainable(model)
+    layers = {name: layer for name, layer in _trainable(model).items() if name not in left_alone}
     if not layers:
         return None
     tensors = {
@@ -69,7 +72,7 @@ def match_outputs(model: nn.Module, original: nn.Module, fit: Sequence[Tape], ch
 
 
 def matched(
-    model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check
+    model: nn.Module, original: nn.Module, fit: Sequence[Tape], check: Check, left_alone: Container[str] = ()
 ) -> tuple[Reconstruction, Applied, Effect] | None:
     """Match a merged model's outputs to the original's, in place, where it is better for all that counts.
 
@@ -78,11 +81,12 @@ def matched(
         original: the model before the merges.
         fit: tapes on which the outputs are matched.
         check: of the original's outputs.
+        left_alone: names of layers that are not moved.
 
     Returns:
         What was done, for `undo`, and the effect of all changes; None where nothing was.
     """
-    step = match_outputs(model, original, fit, check)
+    step = match_outputs(model, original, fit, check, left_alone)
     if step is None:
         return None
     was_allowed = not check.refusal(check.effect(model))

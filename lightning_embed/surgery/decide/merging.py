@@ -6,13 +6,13 @@ whether a tolerance decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lightning_embed.graph import Graph
+from lightning_embed.graph import Graph, Reason
 from lightning_embed.surgery.change.plan import Plan
 from lightning_embed.surgery.change.records import Record
 from lightning_embed.surgery.decide.event import Bench, Event
@@ -60,6 +60,7 @@ def merge(
     graph: Graph | None = None,
     original: nn.Module | None = None,
     anew: bool = False,
+    left_alone: Mapping[str, Reason] | None = None,
 ) -> Merged:
     """Merge what the criteria nominate and the tolerance allows, in place.
 
@@ -85,6 +86,7 @@ def merge(
         graph: what was observed of the model on the fitting tapes, if it was already.
         original: a copy of the model, where its outputs are to be matched in the end (see `match_outputs`).
         anew: whether the optimizers' state of what is changed begins anew, in place of being carried over.
+        left_alone: layers that must not be touched, by name, and why.
 
     Returns:
         What was done; see `Merged`.
@@ -93,7 +95,20 @@ def merge(
         InputError: the sizes cannot be had, the outputs are not finite; nothing is changed then.
     """
     event = Event(
-        model, fit, decide, tolerance, seed, optimizers, copies, epoch, step, settle_norms, graph, original, anew
+        model,
+        fit,
+        decide,
+        tolerance,
+        seed,
+        optimizers,
+        copies,
+        epoch,
+        step,
+        settle_norms,
+        graph,
+        original,
+        anew,
+        left_alone or {},
     )
     bench = Bench(event)
     nominating = (Null(),) if criteria is None else criteria.chosen()

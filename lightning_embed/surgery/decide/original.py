@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,15 @@ class Original:
     """What the layers behind hidden ones put out.
 
     Taken from the model before its first merge; `reconstruct` then corrects a merged model towards it.
+
+    Args:
+        model: before its first merge.
+        graph: what was observed of it.
+        tapes: on which layers are corrected.
+        left_alone: names of layers that are not corrected.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, tapes: Sequence[Tape]) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, tapes: Sequence[Tape], left_alone: Container[str] = ()) -> None:
         self._tapes = tapes
         self._cap = max(1, MAX_ROWS // max(1, len(tapes)))
         modules = modules_by_name(model)
@@ -38,7 +44,10 @@ class Original:
         names = [
             name
             for name in modules
-            if name in fed and _correctable(modules[name]) and (not trained or modules[name].weight.requires_grad)
+            if name in fed
+            and name not in left_alone
+            and _correctable(modules[name])
+            and (not trained or modules[name].weight.requires_grad)
         ]
         self._outputs = self._look(model, names)
 

@@ -18,6 +18,8 @@ from lightning_embed.surgery.collect import Collector
 from lightning_embed.tape import Tape
 
 MAX_ROWS = 16_384  # per layer; the tokens of long sequences are thinned evenly beyond this
+MIN_ROWS = 1024  # per layer, however many layers there are
+VALUES = 2**29  # of all layers together: two gigabytes in single precision; with more layers each has fewer rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +88,11 @@ class Features:
         return all(bool(torch.isfinite(values).all()) for values in (*self.outputs.values(), *self.posts))
 
 
-def rows_per_call(tapes: Sequence[Tape]) -> int:
-    """The number of rows of one call that count."""
-    return max(1, MAX_ROWS // max(1, len(tapes)))
+def rows_per_call(tapes: Sequence[Tape], layers: Sequence[HiddenLayer] = ()) -> int:
+    """The number of rows of one call that count, where values of these layers are held at the same time."""
+    held = sum(layer.width * (len(layer.producers) + len(layer.reads)) for layer in layers)
+    rows = min(MAX_ROWS, max(MIN_ROWS, VALUES // max(1, held)))
+    return max(1, rows // max(1, len(tapes)))
 
 
 def thinned(value: Tensor, cap: int, layout: Layout = Layout(-1)) -> Tensor:  # noqa: B008  # it is frozen
@@ -193,7 +197,7 @@ def collect_features(
     inputs: bool = False,
 ) -> dict[str, Features]:
     """Replay tapes and keep what the given layers put out and their consumers read; without layers never called."""
-    cap = rows_per_call(tapes)
+    cap = rows_per_call(tapes, layers)
     collector = Collector(model)
     gathering = [_Gathering(collector, layer, cap, power=power, inputs=inputs) for layer in layers]
     collector.run(tapes)
@@ -263,7 +267,7 @@ def output_gradients(
     outputs of the squared derivatives as its mean (see `summed`). Where positions are thinned, those that stay stand
     for all. All zero where the outputs are detached.
     """
-    cap = rows_per_call(tapes)
+    cap = rows_per_call(tapes, layers)
     collector = Collector(model)
 
     def look(gradient: Tensor, layout: Layout) -> Tensor:

@@ -133,8 +133,8 @@ def prune(
         output: which tensor(s) of what the call returns are compared.
         include: the only layers that may be touched: qualified names, patterns ("encoder.*", see `fnmatch`) or modules;
             of a module all layers in it. All if None.
-        exclude: layers that stay bit for bit, given in the same ways; it wins over `include`. A layer that feeds an
-            excluded one stays as well, as its neurons are columns there.
+        exclude: layers that stay bit for bit, given in the same ways; it wins over `include`. The neurons of a layer
+            that feeds an excluded one stay as well, as they are columns there.
         match: whether at the end all remaining Linears and convolutions are moved a little, in some forty passes over
             the half that fits, so that the outputs come nearer to the original's (no labels; kept only where the
             deciding half says that it is better). A few passes more than without it; see `distill` for longer work.

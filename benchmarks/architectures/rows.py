@@ -150,4 +150,5 @@ def step(answer: Any, name: str, title: str, limit: int) -> None:
     try:
         answer.send(STEPS[name](title))
     except Exception as error:  # noqa: BLE001  # a row tells it
-        answer.send({f"{name} failed": f"{type(error).__name__}: {error}"})
+        held = str(error).partition("What holds it back: ")[2].partition(";")[0]  # of a size: the first of its reasons
+        answer.send({f"{name} failed": held or f"{type(error).__name__}: {error}"})

@@ -239,7 +239,7 @@ class Probe:
                     return Failure(str(error).partition("\n")[0], alone=False)
                 for post, now, before in zip(part.region.posts, posts, context.posts, strict=True):
                     wanted = reads[post.layer].select(before, kept) if post.layer in reads else before
-                    if not close(now, wanted):
+                    if not close(now, wanted, other_size=True):
                         return Failure("other values", alone=False)
         return None
 

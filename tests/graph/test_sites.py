@@ -140,3 +140,25 @@ def silenced(model: nn.Module) -> nn.Module:
 def test_the_same_units_where_many_are_dead(name: str) -> None:
     model = silenced(build(name))
     assert truths(name) <= all_units(observe(model, tapes_of(name, model)))
+
+
+@pytest.mark.parametrize("width", [48, 64, 128])
+@pytest.mark.parametrize("seed", range(3))
+def test_values_of_attention_are_found_at_widths_for_which_another_kernel_computes_it(width, seed):
+    """With as many values as queries attention is one kernel, cut to fewer values another, which rounds otherwise."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = nn.Linear(10, 64), nn.Linear(10, 64), nn.Linear(10, width)
+            self.out = nn.Linear(width, 3)
+
+        def forward(self, x):
+            mixed = nn.functional.scaled_dot_product_attention(5 * self.query(x), 5 * self.key(x), self.value(x))
+            return self.out(mixed)
+
+    torch.manual_seed(seed)
+    model = Attention()
+    graph = observe(model, record(model, [torch.randn(16, 28, 10)]))
+    assert graph["value"].merge_neurons is None
+    assert graph["value"].width == width

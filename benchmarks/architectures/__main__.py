@@ -6,6 +6,7 @@
 import argparse
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks.architectures import page, rows
 from tests.architectures import ARCHITECTURES
 
+OUT_OF_TIME = (-signal.SIGXCPU, -signal.SIGKILL)
 FIGURES = Path(__file__).with_name("figures.json")
 
 
@@ -61,7 +63,9 @@ def _measured(titles: list[str], steps: list[str], limit: int) -> Iterator[tuple
                 row |= {f"{step} failed": None} | mine.recv()
             except EOFError:
                 process.join()
-                row[f"{step} failed"] = f"not done after {limit} CPU s" if process.exitcode == -24 else "process died"
+                row[f"{step} failed"] = (
+                    f"not done after {limit} CPU s" if process.exitcode in OUT_OF_TIME else "process died"
+                )
             process.join()
         return title, row
 

@@ -59,8 +59,7 @@ def exchange(
     chosen = list(kept)
     if len(set(chosen)) != len(chosen) or not all(0 <= neuron < width for neuron in chosen):
         raise InputError(f"`kept` is {chosen}; give different neuron numbers from 0 to {width - 1}.")
-    outputs = sum(min(len(read.weight), width) for read in reads)
-    if not 0 < len(chosen) < width or len(chosen) * width * (len(chosen) + outputs) > MAX_OPERATIONS:
+    if not 0 < len(chosen) < width or too_wide(width, len(chosen), [len(read.weight) for read in reads]):
         return tuple(sorted(chosen))
     # only Wᵀ W counts
     reads = [
@@ -78,6 +77,15 @@ def exchange(
     # a neuron may be dependent in one read and not in another; a trace of noise of its own keeps all independent
     lefts = [_Left(reads[place], chosen, jitter=_JITTER) for place in told]
     return _Swaps(lefts, [totals[place] for place in told], chosen).improve([], len(chosen))
+
+
+def too_wide(width: int, kept: int, outputs: Sequence[int]) -> bool:
+    """Whether one round of swaps might take more than 2³¹ operations, so that none is made.
+
+    >>> too_wide(512, 128, [256]), too_wide(4096, 1024, [4096])
+    (False, True)
+    """
+    return kept * width * (kept + sum(min(count, width) for count in outputs)) > MAX_OPERATIONS
 
 
 class _Swaps:

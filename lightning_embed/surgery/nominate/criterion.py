@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_embed.graph import Graph, HiddenLayer, Reason
 from lightning_embed.statistics import Span, exchange, refit, span_order
+from lightning_embed.statistics.exchange import too_wide
 from lightning_embed.surgery.change.neuron_merge import Fit, NeuronMerge
 from lightning_embed.surgery.change.step import Step
 from lightning_embed.surgery.nominate.features import Features
@@ -61,6 +62,10 @@ class LayerView:
     def order(self, tolerance: float, most: int | None = None) -> Span:
         """The neurons by what each adds to what the readers receive (see `lightning_embed.statistics.span_order`)."""
         return span_order(self.features.posts, self.consumer_weights, tolerance, intercept=self.intercepts, most=most)
+
+    def exchanges(self, kept: int) -> bool:
+        """Whether a choice of so many neurons would be improved by swaps; of very wide layers it is not."""
+        return not too_wide(self.layer.width, kept, [len(weight) for weight in self.consumer_weights])
 
     def exchanged(self, kept: Sequence[int]) -> tuple[int, ...]:
         """A choice of neurons, improved by swaps (see `lightning_embed.statistics.exchange`)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_embed.statistics import Span
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
@@ -26,7 +28,10 @@ class Size(Criterion):
         if self._order is None:
             kept = view.exchanged(kept)
         share = float(order.residual[min(self.width, len(order.kept)) - 1]) if len(order.kept) else 0.0
-        return [view.keep(kept, self.name, {"span": share})]
+        evidence: dict[str, Any] = {"span": share}
+        if self._order is None and not view.exchanges(len(kept)):
+            evidence["exchange"] = "left out, too wide"
+        return [view.keep(kept, self.name, evidence)]
 
     def kept_width(self, view: LayerView) -> int | None:
         """The width asked for, or all."""

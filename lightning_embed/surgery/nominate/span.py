@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_embed.surgery.change.neuron_merge import NeuronMerge
 from lightning_embed.surgery.nominate.criterion import Criterion, LayerView
@@ -21,7 +22,10 @@ class SpanCriterion(Criterion):
         kept = view.exchanged(view.order(self.share).kept)
         if not 0 < len(kept) < view.layer.width:
             return []
-        return [view.keep(kept, self.name, {"span": self.share})]
+        evidence: dict[str, Any] = {"span": self.share}
+        if not view.exchanges(len(kept)):
+            evidence["exchange"] = "left out, too wide"
+        return [view.keep(kept, self.name, evidence)]
 
     def kept_width(self, view: LayerView) -> int | None:
         """The number of neurons that greedy choice finds."""

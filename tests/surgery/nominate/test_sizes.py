@@ -183,3 +183,12 @@ def test_a_layer_whose_activation_is_in_the_code_cannot_be_asked_to_go():
     with pytest.raises(le.InputError, match=r"widths\['a'\] = 0 cannot be reached: activation in code \(tanh\)"):
         le.prune(model, data(), widths={"a": 0})
     assert le.prune(model, data(), widths={"a": 3}).model.a.out_features == 3
+
+
+def test_where_a_layer_is_too_wide_for_swaps_the_record_says_so(monkeypatch):
+    model = mlp(3, 16, 2)
+    assert "exchange" not in le.prune(model, data(), widths={"0": 5}, match=False).records[0].evidence
+    monkeypatch.setattr("lightning_embed.statistics.exchange.MAX_OPERATIONS", 10)
+    result = le.prune(model, data(), widths={"0": 5}, match=False)
+    assert result.records[0].evidence["exchange"] == "left out, too wide"
+    assert "exchange left out, too wide" in str(result)

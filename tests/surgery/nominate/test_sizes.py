@@ -1,6 +1,7 @@
 """Sizes asked for: reached and never exceeded, spent where it changes least, refused before anything is done."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_a_layer_whose_activation_is_in_the_code_cannot_be_asked_to_go():
 def test_where_a_layer_is_too_wide_for_swaps_the_record_says_so(monkeypatch):
     model = mlp(3, 16, 2)
     assert "exchange" not in le.prune(model, data(), widths={"0": 5}, match=False).records[0].evidence
-    monkeypatch.setattr("lightning_embed.statistics.exchange.MAX_OPERATIONS", 10)
+    monkeypatch.setattr(importlib.import_module("lightning_embed.statistics.exchange"), "MAX_OPERATIONS", 10)
     result = le.prune(model, data(), widths={"0": 5}, match=False)
     assert result.records[0].evidence["exchange"] == "left out, too wide"
     assert "exchange left out, too wide" in str(result)

@@ -265,4 +265,4 @@ def test_a_parameter_that_only_the_optimizer_holds_survives_a_resume(tmp_path):
 
 def test_a_command_line_can_tell_an_epoch_from_a_share():
     hint = typing.get_type_hints(EmbeddingPruner.__init__)["when"]
-    assert typing.get_args(hint) == (int, float, When)
+    assert typing.get_args(hint) == (int, float, When, type(None))

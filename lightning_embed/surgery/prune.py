@@ -157,8 +157,8 @@ def prune(
     check_sizes(widths, budget, of)
     if criteria is not None and (widths is not None or budget is not None):
         raise InputError("criteria= nominates by thresholds, widths= and budget= ask for a size; give one of the two.")
-    left_alone = excluded(model, include, exclude)
     fit, decide = halves(model, data, call, output, seed)
+    left_alone = excluded(model, include, exclude)
     looking = criteria or Criteria()
     graph = restricted(observe(copy_of(model), fit), left_alone)
     before, was = look(copy_of(model), graph, fit, looking, decide)

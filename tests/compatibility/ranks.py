@@ -44,7 +44,8 @@ class Half(Net):
         return super().training_step(batch, batch_idx) + self.gate(sign * batch[0].abs()).square().mean()
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.net.parameters(), lr=1e-3)  # the gate stays as it is
+        still = {"params": self.gate.parameters(), "lr": 0.0}  # the gate stays as it is
+        return torch.optim.Adam([{"params": self.net.parameters()}, still], lr=1e-3)
 
 
 class Unused(Net):

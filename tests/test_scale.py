@@ -17,7 +17,7 @@ def test_what_is_planted_is_cut_and_what_that_costs_and_gains_is_told(criterion)
 
 
 def test_all_layers_of_the_linear_network_merge():
-    assert scale.layers(16)["merged"] == scale.DEPTH
+    assert scale.layers(64)["merged"] == scale.DEPTH
 
 
 def test_rows_that_cannot_be_measured_say_why():

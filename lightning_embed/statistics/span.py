@@ -322,7 +322,8 @@ def refit(
         features: post, shape (samples, neurons).
         kept: numbers of the kept neurons, in the order that the columns of M shall have.
         ridge: r, relative to the mean eigenvalue, above 0; if None 1e-6, or, with fewer than four samples for each kept
-            neuron, what foretells left-out samples best (see `leave_one_out`; from 1e-4 on not iterated).
+            neuron, what foretells left-out samples best (see `leave_one_out`; from 1e-4 on not iterated). What is
+            fitted then is what each neuron's most similar kept one leaves of it, so that copies stay copies.
         intercept: whether the constant may be used; if not, C is the second moment about 0 and s = 0.
         target: what the features were before other merges changed them, of the same shape; the kept features, as they
             are now, are fitted to all of them, the kept ones included.
@@ -351,9 +352,10 @@ def refit(
     basis = centered[:, index]
     covariance = basis.T @ basis / h.shape[0]
     scale = covariance.diagonal().mean() if len(kept) else covariance.new_zeros(())
-    chosen = ridge or RIDGE
+    chosen, nearest = ridge or RIDGE, h.new_zeros(width, len(kept))
     if ridge is None and scale > 0 and few(len(h), len(kept)):
-        chosen = leave_one_out(basis, centered, (RIDGE, *STRENGTHS))
+        nearest = _nearest(centered, basis)
+        chosen = leave_one_out(basis, centered - basis @ nearest.T, (RIDGE, *STRENGTHS))
     iterations = ITERATIONS if ridge is not None or chosen == RIDGE else 0
     identity = torch.eye(len(kept), dtype=torch.float64, device=h.device)
     factors = torch.linalg.lu_factor(covariance + chosen * scale * identity) if scale > 0 else None
@@ -368,7 +370,7 @@ def refit(
             solution = solution + torch.linalg.lu_solve(*factors, cross - covariance @ solution)
         return solution.T.contiguous()
 
-    mix = regression(centered)
+    mix = nearest + regression(centered - basis @ nearest.T)
     mix[index] = identity
     shift = mean - mix @ mean[index]
     shift[index] = 0.0
@@ -382,3 +384,13 @@ def refit(
         mix = mix + added
         shift = shift + change_mean - added @ mean[index]
     return mix, shift
+
+
+def _nearest(features: Tensor, basis: Tensor) -> Tensor:
+    """Each centred feature by the one of the basis that explains most of it, shape (neurons, basis)."""
+    cross = features.T @ basis
+    power = basis.square().sum(dim=0)
+    explained = torch.where(power > 0, cross.square() / power.where(power > 0, 1.0), 0.0)
+    best = explained.argmax(dim=1, keepdim=True)
+    slopes = cross.gather(1, best) / power[best].where(power[best] > 0, 1.0)
+    return torch.zeros_like(cross).scatter(1, best, slopes)

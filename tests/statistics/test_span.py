@@ -279,3 +279,15 @@ def test_refit_towards_a_target_is_least_squares_and_nothing_new_where_nothing_h
     torch.testing.assert_close(shift, expected[-1], rtol=1e-6, atol=1e-8)
     with pytest.raises(InputError, match="`target` has shape"):
         refit(features, kept, target=target[:5])
+
+
+@pytest.mark.parametrize("samples", [13, 20, 40])
+@pytest.mark.parametrize("scale", [1.0, -0.3, 50.0])
+def test_copies_stay_copies_however_few_the_samples(samples, scale):
+    """Twelve kept neurons, and a copy of each in another size: fewer than four samples for each."""
+    generator = torch.Generator().manual_seed(2)
+    kept = torch.randn(samples, 12, dtype=torch.float64, generator=generator)
+    mix, shift = refit(torch.cat([kept, scale * kept + 3], dim=1), list(range(12)))
+    expected = torch.cat([torch.eye(12).double(), scale * torch.eye(12).double()])
+    torch.testing.assert_close(mix, expected, rtol=0, atol=1e-9 * max(1.0, abs(scale)))
+    torch.testing.assert_close(shift, torch.cat([torch.zeros(12), torch.full((12,), 3.0)]).double(), rtol=0, atol=1e-7)

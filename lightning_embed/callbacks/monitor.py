@@ -15,7 +15,7 @@ from lightning_embed.callbacks._trainer import Callback, agreed, all_have, log_e
 from lightning_embed.callbacks.dashboards import check_drawing, send_figures
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import Observed, StepRecording, check_functions, without
-from lightning_embed.callbacks.sharing import shared_criteria
+from lightning_embed.callbacks.sharing import HasCriteria, shared_criteria
 from lightning_embed.errors import EmbeddingError, InputError
 from lightning_embed.statistics import gradient_l1, gradient_norms, named_gradients
 from lightning_embed.surgery import Criteria, Measurement
@@ -39,7 +39,7 @@ _LIVE = (
 )
 
 
-class EmbeddingMonitor(Callback):
+class EmbeddingMonitor(HasCriteria, Callback):
     """Log, per hidden layer, how linear it acts, how many neurons are needed, and its gradient.
 
     On every `every_n_steps`-th optimizer step the layers are measured on its training batch, in eval mode: in the
@@ -139,15 +139,6 @@ class EmbeddingMonitor(Callback):
         vars(self).update(state)
         self._begin()
         self.measurement = state["measurement"]
-
-    @property
-    def criteria(self) -> Criteria:
-        """The criteria in force; setting them is the same as giving them at first."""
-        return self._criteria
-
-    @criteria.setter
-    def criteria(self, criteria: Criteria) -> None:
-        self.given_criteria, self._criteria = criteria, criteria
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin anew; a callback may serve several fits."""

@@ -14,7 +14,7 @@ from lightning_embed.callbacks import _trainer
 from lightning_embed.callbacks.dashboards import send_merges
 from lightning_embed.callbacks.history import RunHistory
 from lightning_embed.callbacks.recording import StepRecording, check_functions, without
-from lightning_embed.callbacks.sharing import shared_criteria
+from lightning_embed.callbacks.sharing import HasCriteria, shared_criteria
 from lightning_embed.callbacks.together import Training, everywhere, gather, merge_together
 from lightning_embed.callbacks.when import After, Once, When
 from lightning_embed.errors import EmbeddingError, InputError
@@ -45,7 +45,7 @@ _LIVE = (
 _TOLD = 6  # merges of an event that its line names
 
 
-class EmbeddingPruner(_trainer.Callback):
+class EmbeddingPruner(HasCriteria, _trainer.Callback):
     """Cut a network in training to the smaller network it has become, check that its function is kept, train on.
 
     Training steps are recorded during an epoch; at the start of the next one, what the criteria nominate is merged, one
@@ -178,15 +178,6 @@ class EmbeddingPruner(_trainer.Callback):
         """Begin anew with the same options."""
         vars(self).update(state)
         self._begin()
-
-    @property
-    def criteria(self) -> Criteria:
-        """The criteria in force; setting them is the same as giving them at first."""
-        return self._criteria
-
-    @criteria.setter
-    def criteria(self, criteria: Criteria) -> None:
-        self.given_criteria, self._criteria = criteria, criteria
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints describe themselves; refuse what cannot work; begin anew, as one may serve several fits."""

@@ -10,6 +10,22 @@ from lightning_embed.surgery import Criteria
 log = logging.getLogger(__name__)
 
 
+class HasCriteria:
+    """A callback that was given criteria, or none (`given_criteria`), and works with those that are in force."""
+
+    given_criteria: Criteria | None
+    _criteria: Criteria
+
+    @property
+    def criteria(self) -> Criteria:
+        """The criteria in force; setting them is the same as giving them at first."""
+        return self._criteria
+
+    @criteria.setter
+    def criteria(self, criteria: Criteria) -> None:
+        self.given_criteria, self._criteria = criteria, criteria
+
+
 def shared_criteria(trainer: Any, callback: Any) -> Criteria:
     """The criteria of a callback: those that it was given, else those of another one that was given some.
 

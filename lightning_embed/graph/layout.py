@@ -108,10 +108,6 @@ class Layout:
         in_order = torch.arange(self.index.numel()).reshape(self.index.shape)
         return self.index.numel() if torch.equal(self.index, in_order) else None
 
-    def fits(self, value: Tensor, units: int) -> bool:
-        """Whether a tensor holds so many units, and nothing else, in this way."""
-        return value.dim() >= -self.dim and value.shape[self.dim] == units * self.size
-
     def rows(self, value: Tensor) -> Tensor:
         """The values as (samples, positions and entries; units)."""
         if self.index is not None and self._from_the_front != value.shape[self.dim]:

@@ -54,10 +54,10 @@ def test_a_cut_network_comes_nearer_to_the_original_on_other_data(columns):
     student = le.prune(teacher, data(), widths={"0": 6, "2": 6}, match=False).model
     check = Check(teacher, record(teacher, [data(seed=2)]), None)
     before = check.effect(student)
-    losses = le.distill(student, teacher, data(1500, seed=3), epochs=15, lr=1e-2, batch=500)
+    losses = le.distill(student, teacher, data(1500, seed=3), epochs=40, lr=1e-2, batch=500)
     after = check.effect(student)
     assert losses[-1] < losses[0]
-    assert after.change < 0.95 * before.change
+    assert after.change < 0.9 * before.change
     assert columns == 1 or after.agreement > before.agreement
 
 
